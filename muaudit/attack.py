@@ -1,0 +1,257 @@
+"""What an attack is, what it measures, and how attacks are found.
+
+An attack sees one model at a time and cannot tell which: `measure` gets a model and a prepared state, nothing else. Attacks
+are found through the entry-point group `muaudit.attacks`, so a third party's package adds one without a fork.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from muaudit.errors import ModelError, UsageError
+from muaudit.results import AttackCard, Frozen, Transcript
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from muaudit.models import Model
+    from muaudit.task import ForgetTask
+
+GROUP = "muaudit.attacks"
+"""The entry-point group in which attacks are registered."""
+
+Access = Literal["text", "logits", "weights", "training"]
+
+
+class BudgetCurve(Frozen):
+    """One model's mean leakage along a budget."""
+
+    x_label: str
+    y_label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+class Measurement(Frozen):
+    """One attack on one model.
+
+    Attributes:
+        units: Unit identifiers, in the order of every list below.
+        clusters: Each unit's cluster.
+        sets: Each unit's set; forget units decide leakage, retain units decide collateral damage.
+        leakage: The deciding leakage of each unit, in [0, 1]; larger means that more can be recovered.
+        scores: Supporting scores by name, one number a unit; they decide nothing.
+        curves: Mean leakage along a budget, by name.
+        transcripts: What was asked and answered, by unit.
+        summaries: Numbers about the whole model, by name; they decide nothing.
+        notes: What a reader must know, such as a supporting score that the model could not give.
+    """
+
+    units: tuple[str, ...]
+    clusters: tuple[str, ...]
+    sets: tuple[Literal["forget", "retain"], ...]
+    leakage: tuple[float, ...]
+    scores: dict[str, tuple[float, ...]] = {}
+    curves: dict[str, BudgetCurve] = {}
+    transcripts: dict[str, Transcript] = {}
+    summaries: dict[str, float] = {}
+    notes: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, values: Any) -> Any:  # noqa: ANN401 - whatever was stored
+        """Names the unit of the first NaN, which pydantic would only count."""
+        if isinstance(values, Mapping):
+            units = list(values.get("units", ()))
+            for name, scores in {"leakage": values.get("leakage", ()), **values.get("scores", {})}.items():
+                for unit, score in zip(units, scores, strict=False):
+                    if not isinstance(score, int | float) or not math.isfinite(score):
+                        raise ModelError(
+                            f"unit {unit!r}: {name} is {score}; the model returned NaN or infinite log-probabilities: "
+                            "check its weights and its dtype"
+                        )
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name, column in {"clusters": self.clusters, "sets": self.sets, "leakage": self.leakage, **self.scores}.items():
+            if len(column) != len(self.units):
+                raise ValueError(f"{name} has {len(column)} entries for {len(self.units)} units")
+        if len(set(self.units)) != len(self.units):
+            raise ValueError("a unit is measured twice")
+        for unit, leakage in zip(self.units, self.leakage, strict=True):
+            if not -1e-9 <= leakage <= 1 + 1e-9:
+                raise ValueError(f"unit {unit!r}: leakage {leakage} is outside [0, 1]")
+        return self
+
+
+class Prepared(Frozen):
+    """An attack's prepared state: plain data, made once, the same for every model."""
+
+    data: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What `prepare` may see: the task and the original; never the target or a reference that it is compared with.
+
+    Attributes:
+        task: The forget, retain and holdout sets.
+        rng: Seeded from the plan and the attack's name.
+        original: The model before unlearning, where given.
+    """
+
+    task: "ForgetTask"
+    rng: "np.random.Generator"
+    original: "Model | None" = None
+
+
+class Attack(BaseModel, ABC):
+    """An attack: its fields are its parameters, validated and written into the report.
+
+    Attributes:
+        name: File name, command-line name and section of audit.toml.
+        version: Raised whenever the same input would be measured differently; part of the store's key.
+        summary: What it does, in one sentence.
+        source: The paper that it implements.
+        access: What it needs from the vendor.
+        needs: Capability protocols (`muaudit.models`) that a model must satisfy.
+        sided: "two" where a score far below the references gives membership away too.
+        cost: What a run costs, in words.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    access: ClassVar[Access]
+    needs: ClassVar[tuple[type, ...]]
+    sided: ClassVar[Literal["one", "two"]] = "one"
+    cost: ClassVar[str]
+
+    @abstractmethod
+    def prepare(self, bench: Bench) -> Prepared:
+        """Does once what does not depend on the model under attack, such as choosing splits and writing prompts.
+
+        Args:
+            bench: The task and the models that the attack may see.
+
+        Returns:
+            The prepared state.
+
+        Raises:
+            UsageError: The task lacks what the attack needs; the finding is then `skipped` with this reason.
+        """
+
+    @abstractmethod
+    def measure(self, model: "Model", prepared: Prepared, rng: "np.random.Generator") -> Measurement:
+        """Attacks one model, without knowing which it is and without changing it.
+
+        Args:
+            model: Any model that satisfies `needs`.
+            prepared: What `prepare` returned.
+            rng: Seeded alike for every model of the audit.
+
+        Returns:
+            The measurement.
+        """
+
+    def missing(self, model: "Model") -> list[str]:
+        """Names of the needed capabilities that a model does not have."""
+        return [need.__name__ for need in self.needs if not isinstance(model, need)]
+
+    def card(self, label: str | None = None, package: str = "muaudit") -> AttackCard:
+        """The attack and its parameters, as the report shows them.
+
+        Args:
+            label: Its name in the plan, where that differs from its own.
+            package: The package that it came from.
+
+        Returns:
+            The card.
+        """
+        return AttackCard(
+            name=label or self.name,
+            attack=self.name,
+            version=self.version,
+            summary=self.summary,
+            source=self.source,
+            access=self.access,
+            sided=self.sided,
+            cost=self.cost,
+            package=package,
+            parameters=self.model_dump(mode="json"),
+        )
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A registered attack that does not load; it becomes an error row in the report, never a silent gap."""
+
+    name: str
+    package: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Registered:
+    """An attack's class and the package that registered it."""
+
+    attack: type[Attack]
+    package: str
+
+
+def _load(entry: EntryPoint) -> Registered | Broken:
+    package = entry.dist.name if entry.dist else "unknown package"
+    try:
+        attack = entry.load()
+    except Exception as error:  # noqa: BLE001 - a third party's package may raise anything, and the audit must go on
+        return Broken(entry.name, package, f"{package}: attack {entry.name!r} does not load: {type(error).__name__}: {error}")
+    if not (isinstance(attack, type) and issubclass(attack, Attack)):
+        return Broken(entry.name, package, f"{package}: entry point {entry.name!r} is not a subclass of muaudit.attack.Attack")
+    if attack.name != entry.name:
+        return Broken(entry.name, package, f"{package}: entry point {entry.name!r} names an attack called {attack.name!r}")
+    return Registered(attack, package)
+
+
+def registry() -> dict[str, Registered | Broken]:
+    """All registered attacks by name; one that cannot be used is `Broken`, with the reason.
+
+    Returns:
+        The attacks, sorted by name. Two packages that register one name make that name `Broken`.
+    """
+    found: dict[str, Registered | Broken] = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        loaded = _load(entry)
+        if (first := found.get(entry.name)) is not None and first != loaded:
+            loaded = Broken(entry.name, loaded.package, f"{first.package} and {loaded.package} both register {entry.name!r}")
+        found[entry.name] = loaded
+    return found
+
+
+def find(name: str) -> Registered | Broken:
+    """One registered attack.
+
+    Args:
+        name: The attack's name.
+
+    Returns:
+        The attack, or why it cannot be used.
+
+    Raises:
+        UsageError: No package registers that name.
+    """
+    attacks = registry()
+    if name not in attacks:
+        near = get_close_matches(name, attacks, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(attacks) or 'none; is muaudit installed?'}"
+        raise UsageError(f"attack {name!r}: no installed package registers it; {hint}")
+    return attacks[name]

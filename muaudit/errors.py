@@ -1,0 +1,31 @@
+"""Errors that a user can mend: each says what is wrong, why it matters and how to mend it."""
+
+
+class MuauditError(Exception):
+    """An error that the user can mend; shown as one line, never as a traceback.
+
+    Attributes:
+        exit_code: What the command line exits with.
+    """
+
+    exit_code = 2
+
+
+class UsageError(MuauditError):
+    """A configuration, a task file or an argument that cannot be used (exit code 2)."""
+
+
+class ModelError(UsageError):
+    """A model that cannot be opened, or that returns what no model should, such as NaN (exit code 2)."""
+
+
+class VerificationError(MuauditError):
+    """A signature, an envelope or a model file that is not what was signed (exit code 4)."""
+
+    exit_code = 4
+
+
+class EnvironmentFault(MuauditError):
+    """A missing extra, a missing device or too little memory (exit code 5)."""
+
+    exit_code = 5

@@ -1,0 +1,125 @@
+"""Model families, and what a model can do.
+
+A family offers capabilities as small runtime-checkable protocols. An attack names the ones it needs; a model that lacks one is
+skipped with that reason. Nothing here imports a family until a model of it is opened.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from muaudit.results import Frozen
+
+Role = Literal["answer", "paraphrase", "wrong_answer", "text"]
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a text model is asked to score or to complete.
+
+    Attributes:
+        unit: The fact that it belongs to.
+        role: Which of the fact's completions it is.
+        prompt: What stands before the completion.
+        completion: What is scored; with generation, the gold completion (never shown to the model).
+        index: Which one, where a fact has several of that role.
+    """
+
+    unit: str
+    role: Role
+    prompt: str
+    completion: str
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """A completion's score under teacher forcing.
+
+    Attributes:
+        log_probability: Natural log-probability of the whole completion.
+        tokens: Its number of tokens, at least 1.
+        hits: For each token, whether it was the model's first choice; None where only sums were recorded.
+    """
+
+    log_probability: float
+    tokens: int
+    hits: tuple[bool, ...] | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean log-probability a token, in nats."""
+        return self.log_probability / self.tokens
+
+
+class Finetuning(Frozen):
+    """How a model is fine-tuned.
+
+    Attributes:
+        budgets: Numbers of optimiser steps at which the model is handed out, ascending; one run serves them all.
+        learning_rate: Peak rate of AdamW, constant after the warm-up.
+        batch_size: Texts a step.
+        warmup: Steps of linear warm-up.
+        weight_decay: AdamW's decoupled weight decay.
+        lora_rank: Rank of the LoRA adapters on all linear layers; 0 trains all weights.
+        lora_alpha: LoRA's scale numerator.
+        seed: Of batch order and adapter start.
+    """
+
+    budgets: tuple[int, ...]
+    learning_rate: float
+    batch_size: int
+    warmup: int = 0
+    weight_decay: float = 0.0
+    lora_rank: int = 0
+    lora_alpha: int = 16
+    seed: int = 0
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What every model has."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything that can change what the model does (weights, configuration, tokenizer, dtype)."""
+        ...
+
+
+@runtime_checkable
+class ScoresText(Protocol):
+    """Gives log-probabilities of completions."""
+
+    def score(self, queries: Sequence[Query]) -> list[TextScore]:
+        """Scores each completion after its prompt, in the order given."""
+        ...
+
+
+@runtime_checkable
+class GeneratesText(Protocol):
+    """Completes prompts."""
+
+    def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[str]:
+        """Completes each prompt greedily, in the order given."""
+        ...
+
+
+@runtime_checkable
+class Finetunes(Protocol):
+    """Can be trained further, as a copy."""
+
+    def finetuned(self, texts: Sequence[tuple[str, str]], how: Finetuning) -> Iterator[tuple[int, "ScoresText"]]:
+        """Trains a copy on (prompt, completion) pairs, loss on the completion, and hands it out at each budget.
+
+        Each handed-out model is valid until the next is asked for. This model itself is not changed.
+        """
+        ...
+
+
+@runtime_checkable
+class ReportsUtility(Protocol):
+    """Knows its own TOFU model utility."""
+
+    def model_utility(self) -> float | None:
+        """TOFU's harmonic mean of nine, in [0, 1]; None where the records do not hold all nine."""
+        ...

@@ -1,0 +1,85 @@
+"""Policies: margins, error rates and required attacks, as a TOML file that a compliance office can own."""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from muaudit.errors import UsageError
+from muaudit.results import Frozen
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Policy(Frozen):
+    """The decision rule of an audit, fixed before the data are seen.
+
+    Attributes:
+        name: What reports call it.
+        description: One sentence on whom it is for.
+        margin: Leakage difference below which target and reference count as equivalent.
+        margins: Margins of single attacks, which override `margin`.
+        cluster_margin: Smallest gap of a single cluster that can fail an audit.
+        retention_margin: Loss on the retain set below which collateral damage is not called.
+        confidence: Level of the two-sided interval, of the equivalence bound and of the noise floor.
+        cluster_confidence: Quantile of the null of the largest cluster gap.
+        required: Attacks that must pass for the audit to pass; those that the target's access does not allow must be
+            named in `skippable`.
+        skippable: Required attacks that may be skipped when the target does not give the access that they need.
+        minimum_references: Fewest references with which `pass` can be given.
+        minimum_clusters: Fewest clusters with which `pass` can be given.
+    """
+
+    name: str
+    description: str
+    margin: Fraction = 0.05
+    margins: dict[str, Fraction] = {}
+    cluster_margin: Fraction = 0.25
+    retention_margin: Fraction = 0.1
+    confidence: Fraction = 0.95
+    cluster_confidence: Fraction = 0.99
+    required: tuple[str, ...] = ()
+    skippable: tuple[str, ...] = ()
+    minimum_references: Annotated[int, Field(ge=1)] = 1
+    minimum_clusters: Annotated[int, Field(ge=2)] = 10
+
+    def margin_of(self, attack: str) -> float:
+        """The margin of one attack, by its name in the plan."""
+        return self.margins.get(attack, self.margin)
+
+
+def shipped() -> list[str]:
+    """Names of the policies that ship with the package."""
+    folder = resources.files("muaudit") / "policies"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load(name: str, base: Path = Path()) -> Policy:
+    """Reads a shipped policy by name, or one from a file.
+
+    Args:
+        name: A shipped policy's name, or the path of a TOML file.
+        base: The folder that a relative path starts from.
+
+    Returns:
+        The policy.
+
+    Raises:
+        UsageError: There is no such policy, or its file cannot be used.
+    """
+    if name in shipped():
+        text = (resources.files("muaudit") / "policies" / f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        try:
+            text = (base / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"policy {name!r}: no such policy; give the path of one or one of: {', '.join(shipped())}") from error
+    try:
+        return Policy.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"policy {name!r}: not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError(f"policy {name!r}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -1,0 +1,309 @@
+"""What an audit found: typed, frozen, versioned, with one canonical JSON form.
+
+Nothing here knows how a result was made or how it is shown. Everything that `muaudit.reports` renders is derived from an
+`AuditReport` alone.
+"""
+
+import hashlib
+from enum import StrEnum
+from typing import Any, Literal, Self
+
+import rfc8785
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from muaudit.errors import UsageError
+
+SCHEMA_VERSION = "1"
+"""Version of the report's JSON schema; a change that an old reader cannot take raises it."""
+
+
+class Verdict(StrEnum):
+    """The five answers that a finding, and an audit, can give."""
+
+    PASS = "pass"  # noqa: S105 - a verdict, not a password
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+    SKIPPED = "skipped"
+    ERROR = "error"
+
+
+class Frozen(BaseModel):
+    """Base of every stored record: immutable, unknown keys refused, no NaN and no infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def canonical(self) -> bytes:
+        """The record as RFC 8785 canonical JSON."""
+        return rfc8785.dumps(self.model_dump(mode="json"))
+
+    def content_digest(self) -> str:
+        """SHA-256 of the canonical JSON, in hexadecimal."""
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+
+class Transcript(Frozen):
+    """What one model was asked about one unit, and what it said."""
+
+    prompt: str
+    expected: str
+    output: str
+
+
+class UnitResult(Frozen):
+    """One unit's leakage on every model, with transcripts by model role (`target`, `reference 1`, `original`)."""
+
+    id: str
+    cluster: str
+    target: float
+    references: float
+    original: float | None
+    gap: float
+    transcripts: dict[str, Transcript]
+
+
+class ClusterResult(Frozen):
+    """One cluster's mean leakage; `threshold` is the null's quantile for the largest gap among all clusters."""
+
+    cluster: str
+    units: int
+    target: float
+    references: float
+    gap: float
+    threshold: float
+    flagged: bool
+
+
+class WorstClusters(Frozen):
+    """Judgement of the largest cluster gap.
+
+    Attributes:
+        clusters: The clusters with the largest gaps, largest first; all flagged ones are among them.
+        p_value: Probability under the null of a largest gap as extreme as the one seen, in [0, 1].
+        margin: The policy's cluster margin.
+        smallest_detectable_gap: The smallest gap of one cluster of typical size that would have been flagged.
+        null: Where the null distribution came from, in words.
+    """
+
+    clusters: tuple[ClusterResult, ...]
+    p_value: float
+    margin: float
+    smallest_detectable_gap: float
+    null: str
+
+
+class KolmogorovSmirnov(Frozen):
+    """Two-sample Kolmogorov-Smirnov test of a score, target against one reference (decides nothing)."""
+
+    reference: str
+    statistic: float
+    p_value: float
+
+
+class ScoreResult(Frozen):
+    """A supporting score: kept, shown with its interval, decides nothing."""
+
+    name: str
+    target: float
+    references: float
+    original: float | None
+    gap: float
+    interval: tuple[float, float]
+    ks: tuple[KolmogorovSmirnov, ...] = ()
+
+
+class CurveLine(Frozen):
+    """One model's line in a curve, by role."""
+
+    model: str
+    y: tuple[float, ...]
+
+
+class Curve(Frozen):
+    """Mean leakage along a budget, one line a model."""
+
+    name: str
+    x_label: str
+    y_label: str
+    x: tuple[float, ...]
+    lines: tuple[CurveLine, ...]
+
+
+class Control(Frozen):
+    """A model whose answer is known, judged in the target's place."""
+
+    model: str
+    flagged: bool
+    gap: float
+    interval: tuple[float, float]
+
+
+class Controls(Frozen):
+    """Positive control (the original must be flagged) and negative controls (no reference may be)."""
+
+    positive: Control | None
+    negative: tuple[Control, ...]
+
+
+class RelativeTest(Frozen):
+    """Is the target nearer to the references than to the original? Never turns a `fail` into a `pass`.
+
+    Attributes:
+        statistic: mean distance to the references minus mean distance to the original; negative is nearer to the references.
+        p_value: One-sided p-value of the hypothesis that the target is no nearer to the references.
+    """
+
+    statistic: float
+    p_value: float
+
+
+class Finding(Frozen):
+    """One attack's target measurement against the reference measurements.
+
+    Attributes:
+        attack: The attack's name in the plan.
+        measures: `leakage` of the forget set, or `retention` of the retain set (collateral damage).
+        verdict: What is decided.
+        reason: Why, in one sentence for a reader who knows no statistics.
+        gap: Mean over units of target leakage minus mean reference leakage, in [-1, 1].
+        interval: Two-sided 95 % interval of the gap.
+        upper_bound: One-sided 95 % upper bound of the gap, which `pass` needs below the margin.
+        margin: The difference below which target and reference count as equivalent.
+        noise_floor: How far a further reference may lie from the mean of these; None with one reference.
+        p_value: One-sided p-value of "the gap is at most max(margin, noise floor)".
+        target: Mean leakage of the target; likewise `references` and `original`.
+        recovered_share: (target - reference) / (original - reference); None without an original that leaks.
+        smallest_detectable_gap: The smallest true gap that this design would have failed with probability 0.8.
+        needed_units: With `inconclusive`: about how many units would have settled it.
+    """
+
+    attack: str
+    measures: Literal["leakage", "retention"]
+    verdict: Verdict
+    reason: str
+    sided: Literal["one", "two"] = "one"
+    gap: float | None = None
+    interval: tuple[float, float] | None = None
+    upper_bound: float | None = None
+    margin: float | None = None
+    noise_floor: float | None = None
+    p_value: float | None = None
+    units: int = 0
+    clusters: int = 0
+    target: float | None = None
+    references: float | None = None
+    original: float | None = None
+    recovered_share: float | None = None
+    smallest_detectable_gap: float | None = None
+    needed_units: int | None = None
+    relative: RelativeTest | None = None
+    worst_clusters: WorstClusters | None = None
+    controls: Controls | None = None
+    scores: tuple[ScoreResult, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    worst_units: tuple[UnitResult, ...] = ()
+    summaries: dict[str, dict[str, float]] = {}
+    notes: tuple[str, ...] = ()
+
+
+class AttackCard(Frozen):
+    """What an attack is, with the parameters that it ran with."""
+
+    name: str
+    attack: str
+    version: str
+    summary: str
+    source: str
+    access: Literal["text", "logits", "weights", "training"]
+    sided: Literal["one", "two"]
+    cost: str
+    package: str
+    parameters: dict[str, Any]
+
+
+class FileDigest(Frozen):
+    """One file of a model or of the task, by name relative to its folder."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+class ModelRecord(Frozen):
+    """A model that took part; `digest` is the SHA-256 of its manifest (every file's name and digest)."""
+
+    role: str
+    kind: str
+    path: str
+    digest: str
+    files: tuple[FileDigest, ...]
+
+
+class DataRecord(Frozen):
+    """A task file that took part."""
+
+    role: str
+    path: str
+    sha256: str
+    units: int
+    clusters: int
+
+
+class RunRecord(Frozen):
+    """Times and host facts: all that may differ between two runs of one plan."""
+
+    started: str
+    finished: str
+    resumed: bool
+    computed: int
+    reused: int
+    model_seconds: float
+    total_seconds: float
+    host: dict[str, str]
+    versions: dict[str, str]
+
+
+class AuditReport(Frozen):
+    """All that an audit found, with what is needed to check and repeat it."""
+
+    schema_version: Literal["1"] = "1"
+    tool: str
+    verdict: Verdict
+    reason: str
+    plan_sha256: str
+    plan: dict[str, Any]
+    policy: dict[str, Any]
+    attacks: tuple[AttackCard, ...]
+    findings: tuple[Finding, ...]
+    models: tuple[ModelRecord, ...]
+    data: tuple[DataRecord, ...]
+    limits: tuple[str, ...]
+    run: RunRecord
+
+    @property
+    def target(self) -> ModelRecord:
+        """The record of the model under audit."""
+        return next(model for model in self.models if model.role == "target")
+
+    @classmethod
+    def from_json(cls, data: bytes, *, name: str = "report.json") -> Self:
+        """Reads a report, refusing what is not one.
+
+        Args:
+            data: The report's JSON, canonical or not.
+            name: What to call it in an error.
+
+        Returns:
+            The report.
+
+        Raises:
+            UsageError: The bytes are not JSON, or not a report of this schema version.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+            raise UsageError(
+                f"{name}: not a muaudit report of schema version {SCHEMA_VERSION}: {where}: {first['msg']}; "
+                "render and verify read the report.json that `muaudit scan` wrote"
+            ) from error

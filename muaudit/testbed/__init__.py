@@ -1,0 +1,1 @@
+"""Known-answer models: generated people, a trainer, and one file an unlearning method."""

@@ -1,0 +1,1 @@
+"""What is made of an `AuditReport`, each derived from the report alone."""
