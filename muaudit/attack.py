@@ -6,7 +6,7 @@ are found through the entry-point group `muaudit.attacks`, so a third party's pa
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
@@ -50,6 +50,7 @@ class Measurement(Frozen):
         curves: Mean leakage along a budget, by name.
         transcripts: What was asked and answered, by unit.
         summaries: Numbers about the whole model, by name; they decide nothing.
+        powerless: Why a low leakage would prove nothing here (the attack did not do its work); forbids `pass`.
         notes: What a reader must know, such as a supporting score that the model could not give.
     """
 
@@ -61,6 +62,7 @@ class Measurement(Frozen):
     curves: dict[str, BudgetCurve] = {}
     transcripts: dict[str, Transcript] = {}
     summaries: dict[str, float] = {}
+    powerless: str | None = None
     notes: tuple[str, ...] = ()
 
     @model_validator(mode="before")
@@ -104,12 +106,15 @@ class Bench:
     Attributes:
         task: The forget, retain and holdout sets.
         rng: Seeded from the plan and the attack's name.
-        original: The model before unlearning, where given.
+        capabilities: Names of the capability protocols that every audited model has, so that an attack with several ways
+            treats all models alike.
+        open_original: Opens the model before unlearning; None where the audit has none.
     """
 
     task: "ForgetTask"
     rng: "np.random.Generator"
-    original: "Model | None" = None
+    capabilities: frozenset[str]
+    open_original: "Callable[[], Model] | None" = None
 
 
 class Attack(BaseModel, ABC):
@@ -121,7 +126,7 @@ class Attack(BaseModel, ABC):
         summary: What it does, in one sentence.
         source: The paper that it implements.
         access: What it needs from the vendor.
-        needs: Capability protocols (`muaudit.models`) that a model must satisfy.
+        needs: Capability protocols (`muaudit.models`) that a model must satisfy; a tuple of them means any one.
         sided: "two" where a score far below the references gives membership away too.
         cost: What a run costs, in words.
     """
@@ -133,7 +138,7 @@ class Attack(BaseModel, ABC):
     summary: ClassVar[str]
     source: ClassVar[str]
     access: ClassVar[Access]
-    needs: ClassVar[tuple[type, ...]]
+    needs: ClassVar[tuple[type | tuple[type, ...], ...]]
     sided: ClassVar[Literal["one", "two"]] = "one"
     cost: ClassVar[str]
 
@@ -148,7 +153,7 @@ class Attack(BaseModel, ABC):
             The prepared state.
 
         Raises:
-            UsageError: The task lacks what the attack needs; the finding is then `skipped` with this reason.
+            NotApplicable: The task lacks what the attack needs; the finding is then `skipped` with this reason.
         """
 
     @abstractmethod
@@ -164,9 +169,10 @@ class Attack(BaseModel, ABC):
             The measurement.
         """
 
-    def missing(self, model: "Model") -> list[str]:
-        """Names of the needed capabilities that a model does not have."""
-        return [need.__name__ for need in self.needs if not isinstance(model, need)]
+    def missing(self, family: type) -> list[str]:
+        """Names of the needed capabilities that a model family does not have."""
+        lacking = [need for need in self.needs if not issubclass(family, need)]
+        return [" or ".join(one.__name__ for one in (need if isinstance(need, tuple) else (need,))) for need in lacking]
 
     def card(self, label: str | None = None, package: str = "muaudit") -> AttackCard:
         """The attack and its parameters, as the report shows them.

@@ -29,3 +29,7 @@ class EnvironmentFault(MuauditError):
     """A missing extra, a missing device or too little memory (exit code 5)."""
 
     exit_code = 5
+
+
+class NotApplicable(MuauditError):
+    """An attack that has nothing to work on in this audit; its finding is `skipped` with this reason."""

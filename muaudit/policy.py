@@ -75,7 +75,9 @@ def load(name: str, base: Path = Path()) -> Policy:
         try:
             text = (base / name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"policy {name!r}: no such policy; give the path of one or one of: {', '.join(shipped())}") from error
+            raise UsageError(
+                f"policy {name!r}: no such policy; give the path of one or one of: {', '.join(shipped())}"
+            ) from error
     try:
         return Policy.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:

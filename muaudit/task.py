@@ -8,9 +8,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import StringConstraints, ValidationError
 
 from muaudit.errors import UsageError
+from muaudit.models import Query, Role
 from muaudit.results import DataRecord, Frozen
 
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -88,9 +89,22 @@ class ForgetTask:
         for fact in self.holdout:
             yield "holdout", fact
 
-    def prompt(self, question: str) -> str:
-        """The question in the task's template; under "chat" the bare question, which the model's own template wraps."""
-        return question if self.template == "chat" else self.template.replace("{question}", question)
+    def ask(self, fact: Fact, answer: str | None = None, *, role: Role = "answer", index: int = 0) -> Query:
+        """A fact's question in the task's template, with an answer to score after it.
+
+        Args:
+            fact: The fact.
+            answer: The answer; the fact's own by default.
+            role: Which of the fact's completions this answer is.
+            index: Which one, where a fact has several of that role.
+
+        Returns:
+            The query; under the template "chat" its prompt is the bare question, which the model's own template wraps.
+        """
+        chat = self.template == "chat"
+        prompt = fact.question if chat else self.template.replace("{question}", fact.question)
+        space = "" if chat or prompt[-1].isspace() else " "
+        return Query(fact.id, role, prompt, space + (answer or fact.answer), index, chat)
 
     @property
     def digest(self) -> str:
@@ -99,8 +113,15 @@ class ForgetTask:
         return hashlib.sha256(json.dumps([self.template, facts], sort_keys=True).encode()).hexdigest()
 
     @classmethod
-    def from_jsonl(cls, *, forget: Path, retain: Path | None = None, holdout: Path | None = None,
-                   template: str = DEFAULT_TEMPLATE, names: Sequence[str] = ()) -> Self:
+    def from_jsonl(
+        cls,
+        *,
+        forget: Path,
+        retain: Path | None = None,
+        holdout: Path | None = None,
+        template: str = DEFAULT_TEMPLATE,
+        names: Sequence[str] = (),
+    ) -> Self:
         """Reads the sets from JSON Lines, one fact a line.
 
         Args:
@@ -129,8 +150,15 @@ class ForgetTask:
             data = _read(path, shown[name])
             sets[name] = tuple(_facts(data, shown[name], name, seen))
             clusters = len({fact.cluster for fact in sets[name]})
-            records.append(DataRecord(role=name, path=shown[name], sha256=hashlib.sha256(data).hexdigest(),
-                                      units=len(sets[name]), clusters=clusters))
+            records.append(
+                DataRecord(
+                    role=name,
+                    path=shown[name],
+                    sha256=hashlib.sha256(data).hexdigest(),
+                    units=len(sets[name]),
+                    clusters=clusters,
+                )
+            )
         _refuse_overlap(sets["forget"], sets.get("holdout", ()), shown.get("holdout", ""))
         return cls(**sets, template=template, records=tuple(records))
 
@@ -192,7 +220,9 @@ def _fault(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = [*Fact.model_fields, *Paraphrase.model_fields]
         near = get_close_matches(field.split(".")[-1], known, n=1)
-        return f"unknown field {field!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(Fact.model_fields)}")
+        return f"unknown field {field!r}; " + (
+            f"did you mean {near[0]!r}?" if near else f"known: {', '.join(Fact.model_fields)}"
+        )
     return f"field {field!r}: {first['msg']}; found {json.dumps(first['input'], default=str)[:60]}"
 
 

@@ -23,6 +23,7 @@ class Query:
         prompt: What stands before the completion.
         completion: What is scored; with generation, the gold completion (never shown to the model).
         index: Which one, where a fact has several of that role.
+        chat: Whether the prompt goes through the model's own chat template first.
     """
 
     unit: str
@@ -30,6 +31,7 @@ class Query:
     prompt: str
     completion: str
     index: int = 0
+    chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ class Model(Protocol):
         """Digest of everything that can change what the model does (weights, configuration, tokenizer, dtype)."""
         ...
 
+    @property
+    def model_seconds(self) -> float:
+        """Seconds spent inside the model so far: scoring, generating, training."""
+        ...
+
 
 @runtime_checkable
 class ScoresText(Protocol):
@@ -108,8 +115,8 @@ class GeneratesText(Protocol):
 class Finetunes(Protocol):
     """Can be trained further, as a copy."""
 
-    def finetuned(self, texts: Sequence[tuple[str, str]], how: Finetuning) -> Iterator[tuple[int, "ScoresText"]]:
-        """Trains a copy on (prompt, completion) pairs, loss on the completion, and hands it out at each budget.
+    def finetuned(self, texts: Sequence[Query], how: Finetuning) -> Iterator[tuple[int, ScoresText]]:
+        """Trains a copy on the queries' completions after their prompts and hands it out at each budget.
 
         Each handed-out model is valid until the next is asked for. This model itself is not changed.
         """
@@ -120,6 +127,6 @@ class Finetunes(Protocol):
 class ReportsUtility(Protocol):
     """Knows its own TOFU model utility."""
 
-    def model_utility(self) -> float | None:
-        """TOFU's harmonic mean of nine, in [0, 1]; None where the records do not hold all nine."""
+    def model_utility(self) -> dict[str, float]:
+        """TOFU's harmonic mean of nine, in [0, 1], by definition of the truth ratio; empty where the nine are not known."""
         ...

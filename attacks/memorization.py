@@ -1,0 +1,220 @@
+"""Memorization: does the model still give the forgotten answers when it is simply asked?"""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from muaudit.attack import Attack, Bench, Measurement, Prepared
+from muaudit.models import GeneratesText, Model, Query, ReportsUtility, ScoresText, TextScore
+from muaudit.results import Transcript
+from muaudit.task import Fact, ForgetTask
+
+Scores = dict[str, tuple[float, ...]]
+
+
+class Memorization(Attack):
+    """Asks each question and scores the answer in the ways that the literature uses.
+
+    The deciding leakage is the answer probability, exp(mean token log-probability) of the answer after the question (TOFU,
+    section 2.2.2); where a model of the audit gives text only, it is ROUGE-L recall of the greedy answer, for all models alike.
+    All other scores support it: both published truth ratios, ROUGE-L recall, exact memorization, extraction strength, verbatim
+    completion.
+
+    Attributes:
+        retain_clusters: At most so many clusters of the retain set are scored, drawn from the plan's seed.
+        max_new_tokens: Length of the greedy answers.
+    """
+
+    name: ClassVar = "memorization"
+    version: ClassVar = "1"
+    summary: ClassVar = "Asks each forgotten question and measures how probable the forgotten answer still is."
+    source: ClassVar = (
+        "TOFU (Maini et al. 2024, arXiv 2401.06121) for answer probability, truth ratio and ROUGE-L recall; "
+        "open-unlearning (Dorna et al. 2025) for exact memorization; Carlini et al. 2021 for extraction strength"
+    )
+    access: ClassVar = "text"
+    needs: ClassVar = ((ScoresText, GeneratesText),)
+    cost: ClassVar = "a few forward passes a fact, and one greedy answer"
+
+    retain_clusters: Annotated[int, Field(ge=0)] = 60
+    max_new_tokens: Annotated[int, Field(ge=1)] = 32
+
+    def prepare(self, bench: Bench) -> Prepared:
+        """Chooses the scored facts and writes the queries; what only some models can do, no model is asked."""
+        chosen, notes = _chosen(bench.task, self.retain_clusters, bench.rng)
+        facts = [fact for _, fact in chosen]
+        scores_text = "ScoresText" in bench.capabilities
+        asked = {"answer": True, "paraphrase": True, "wrong_answer": True, "text": True}
+        for role, what, score in (("wrong_answer", "wrong_answers", "truth ratio"), ("text", "text", "verbatim completion")):
+            without = sum(not getattr(fact, what) for fact in facts)
+            if without and scores_text:
+                asked[role] = False
+                notes.append(f"{score} not scored: {without} of {len(facts)} facts have no `{what}`")
+        if not scores_text:
+            notes.append("a model of this audit gives text only, so ROUGE-L recall decides instead of answer probability")
+        units = [
+            {"id": fact.id, "cluster": fact.cluster, "set": name, "question": fact.question, "answer": fact.answer,
+             "queries": [vars(query) for query in _queries(bench.task, fact) if asked[query.role]]}
+            for name, fact in chosen
+        ]  # fmt: skip
+        return Prepared(
+            data={"units": units, "scores": scores_text, "generates": "GeneratesText" in bench.capabilities, "notes": notes}
+        )
+
+    def measure(self, model: Model, prepared: Prepared, rng: np.random.Generator) -> Measurement:
+        """Scores and generates; `rng` is not needed, since nothing here is drawn."""
+        units = prepared.data["units"]
+        scores: Scores = {}
+        notes = list(prepared.data["notes"])
+        transcripts: dict[str, Transcript] = {}
+        if prepared.data["scores"]:
+            scores |= _likelihood_scores(model, units, notes)
+        if prepared.data["generates"] and isinstance(model, GeneratesText):
+            recalls, transcripts = _generation_scores(model, units, self.max_new_tokens)
+            scores |= recalls
+        deciding = "answer_probability" if "answer_probability" in scores else "rouge_l_recall"
+        return Measurement(
+            units=tuple(unit["id"] for unit in units),
+            clusters=tuple(unit["cluster"] for unit in units),
+            sets=tuple(unit["set"] for unit in units),
+            leakage=scores.pop(deciding),
+            scores=scores,
+            transcripts=transcripts,
+            summaries=model.model_utility() if isinstance(model, ReportsUtility) else {},
+            notes=tuple(notes),
+        )
+
+
+def _chosen(task: ForgetTask, retain_clusters: int, rng: np.random.Generator) -> tuple[list[tuple[str, Fact]], list[str]]:
+    """All forget facts, and whole clusters of retain facts."""
+    clusters = list(dict.fromkeys(fact.cluster for fact in task.retain))
+    notes = []
+    if len(clusters) > retain_clusters:
+        notes.append(
+            f"collateral damage is measured on {retain_clusters} of {len(clusters)} retain clusters, drawn by the seed"
+        )
+        clusters = [clusters[index] for index in sorted(rng.choice(len(clusters), retain_clusters, replace=False))]
+    kept = set(clusters)
+    retain = [("retain", fact) for fact in task.retain if fact.cluster in kept]
+    return [*(("forget", fact) for fact in task.forget), *retain], notes
+
+
+def _queries(task: ForgetTask, fact: Fact) -> list[Query]:
+    """All completions of a fact: the answer, its question-form paraphrases, its wrong answers, the second half of its text."""
+    queries = [task.ask(fact)]
+    queries += [
+        Query(fact.id, "paraphrase", form.prompt, form.completion, index) for index, form in enumerate(fact.paraphrases)
+    ]
+    queries += [task.ask(fact, wrong, role="wrong_answer", index=index) for index, wrong in enumerate(fact.wrong_answers)]
+    if fact.text and len(words := fact.text.split()) > 1:
+        half = len(words) // 2
+        queries.append(Query(fact.id, "text", " ".join(words[:half]), " " + " ".join(words[half:])))
+    return queries
+
+
+def _likelihood_scores(model: Model, units: Sequence[dict[str, Any]], notes: list[str]) -> Scores:
+    queries = [Query(**query) for unit in units for query in unit["queries"]]
+    assert isinstance(model, ScoresText)  # noqa: S101 - `prepare` asks only what every model of the audit can do
+    by_unit: dict[str, dict[str, list[TextScore]]] = {unit["id"]: {} for unit in units}
+    for query, score in zip(queries, model.score(queries), strict=True):
+        by_unit[query.unit].setdefault(query.role, []).append(score)
+    rows = list(by_unit.values())
+    scores: Scores = {"answer_probability": tuple(answer_probability(row["answer"][0]) for row in rows)}
+    if all("wrong_answer" in row for row in rows):
+        for name, ratio in (
+            ("truth_ratio_arithmetic", truth_ratio_arithmetic),
+            ("truth_ratio_geometric", truth_ratio_geometric),
+        ):
+            scores[name] = tuple(ratio(row.get("paraphrase", row["answer"])[0], row["wrong_answer"]) for row in rows)
+    if all("paraphrase" in row for row in rows):
+        scores["paraphrase_probability"] = tuple(
+            float(np.mean([answer_probability(s) for s in row["paraphrase"]])) for row in rows
+        )
+    if all("text" in row for row in rows):
+        scores["verbatim_probability"] = tuple(answer_probability(row["text"][0]) for row in rows)
+    hits = [row["answer"][0].hits for row in rows]
+    if None in hits:
+        notes.append("exact memorization and extraction strength not scored: token-level choices were not recorded")
+    else:
+        measures: tuple[tuple[str, Callable[[Sequence[bool]], float]], ...] = (
+            ("exact_memorization", exact_memorization), ("extraction_strength", extraction_strength))  # fmt: skip
+        for name, measure in measures:
+            scores[name] = tuple(measure(hit) for hit in hits if hit is not None)
+    return scores
+
+
+def _generation_scores(
+    model: GeneratesText, units: Sequence[dict[str, Any]], max_new_tokens: int
+) -> tuple[Scores, dict[str, Transcript]]:
+    queries = [next(Query(**query) for query in unit["queries"] if query["role"] == "answer") for unit in units]
+    outputs = model.generate(queries, max_new_tokens)
+    recorded = getattr(model, "rouge_l_recall", None)
+    recalls = recorded([query.unit for query in queries]) if recorded else None
+    if recalls is None:
+        recalls = rouge_l_recall([unit["answer"] for unit in units], outputs)
+    scores: Scores = {"rouge_l_recall": tuple(recalls)}
+    transcripts = {
+        unit["id"]: Transcript(prompt=query.prompt, expected=unit["answer"], output=output)
+        for unit, query, output in zip(units, queries, outputs, strict=True)
+    }
+    texts = [Query(**query) for unit in units for query in unit["queries"] if query["role"] == "text"]
+    if len(texts) == len(units):
+        completions = model.generate(texts, max_new_tokens)
+        scores["verbatim_rouge_l_recall"] = tuple(rouge_l_recall([text.completion for text in texts], completions))
+    return scores, transcripts
+
+
+def answer_probability(score: TextScore) -> float:
+    """Length-normalised probability, exp(mean token log-probability), in [0, 1] (TOFU, section 2.2.2)."""
+    return float(np.exp(min(score.mean, 0.0)))
+
+
+def truth_ratio_arithmetic(right: TextScore, wrong: Sequence[TextScore]) -> float:
+    """Truth ratio as in TOFU's paper and model utility: arithmetic mean of the wrong probabilities over the right one's.
+
+    Args:
+        right: The paraphrased answer; the answer itself where there is no paraphrase.
+        wrong: The wrong answers, at least one.
+
+    Returns:
+        A ratio, 0 or more; capped at exp(700) so that an impossible right answer stays a number.
+    """
+    means = np.array([score.mean for score in wrong])
+    return float(np.exp(min(np.logaddexp.reduce(means) - np.log(len(means)) - right.mean, 700.0)))
+
+
+def truth_ratio_geometric(right: TextScore, wrong: Sequence[TextScore]) -> float:
+    """Truth ratio as in TOFU's forget quality and open-unlearning: geometric mean of the wrong over the right probability.
+
+    Args:
+        right: The paraphrased answer; the answer itself where there is no paraphrase.
+        wrong: The wrong answers, at least one.
+
+    Returns:
+        A ratio, 0 or more, capped at exp(700).
+    """
+    return float(np.exp(min(float(np.mean([score.mean for score in wrong])) - right.mean, 700.0)))
+
+
+def exact_memorization(hits: Sequence[bool]) -> float:
+    """Share of the answer's tokens that are the model's first choice under teacher forcing, in [0, 1] (open-unlearning)."""
+    return sum(hits) / len(hits)
+
+
+def extraction_strength(hits: Sequence[bool]) -> float:
+    """1 - k/T with the shortest prefix k after which every token is the first choice, in [0, 1] (Carlini et al. 2021).
+
+    Unlike open-unlearning's, whose floor is 1/T, an answer whose last token is missed scores 0.
+    """
+    missed = [index for index, hit in enumerate(hits) if not hit]
+    return 1 - (missed[-1] + 1) / len(hits) if missed else 1.0
+
+
+def rouge_l_recall(expected: Sequence[str], outputs: Sequence[str]) -> list[float]:
+    """ROUGE-L recall with stemming, as TOFU computes it, each in [0, 1]."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    return [float(scorer.score(gold, said)["rougeL"].recall) for gold, said in zip(expected, outputs, strict=True)]

@@ -1,0 +1,77 @@
+"""Device, seeds, threads and fan-out."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from muaudit.errors import EnvironmentFault
+
+
+def seed_of(*parts: str) -> int:
+    """A seed in [0, 2**63) from the plan's seed and what it is for, so that no two draws share a stream."""
+    return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8], "big") >> 1
+
+
+def resolve_device(device: str) -> str:
+    """Names the device that "auto" means on this machine.
+
+    Args:
+        device: "auto", or what the plan asks for.
+
+    Returns:
+        A torch device name; "cpu" where torch is not installed, since only recorded outputs can be audited then.
+
+    Raises:
+        EnvironmentFault: The plan asks for a device that this machine lacks.
+    """
+    try:
+        import torch
+    except ImportError:
+        if device not in ("auto", "cpu"):
+            raise EnvironmentFault(f"run.device {device!r} needs torch; install it: pip install 'muaudit[models]'") from None
+        return "cpu"
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise EnvironmentFault(f"run.device {device!r}: torch sees no CUDA device here; use device = 'cpu' or 'auto'")
+    return device
+
+
+def settle(threads: int) -> None:
+    """Fixes what changes the last bits of a sum: thread count, algorithms, and denormals (which also make a CPU crawl).
+
+    Args:
+        threads: Threads to compute with.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_flush_denormal(True)
+
+
+def spread(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], *, workers: int, backend: str) -> Iterator[Any]:
+    """Does independent jobs, in this process or in several.
+
+    Args:
+        work: What to do; picklable when workers > 1.
+        jobs: Its arguments, one tuple a job.
+        workers: How many at a time.
+        backend: joblib's back end.
+
+    Yields:
+        The results, in the order of the jobs, each as soon as it and all before it are done.
+    """
+    if workers == 1 or len(jobs) < 2:
+        for job in jobs:
+            yield work(*job)
+        return
+    from joblib import Parallel, delayed
+
+    yield from Parallel(n_jobs=workers, backend=backend, return_as="generator")(delayed(work)(*job) for job in jobs)

@@ -1,0 +1,195 @@
+"""audit.toml: the one configuration for shell, Python and pytest."""
+
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from muaudit.errors import UsageError
+from muaudit.results import Frozen
+from muaudit.task import DEFAULT_TEMPLATE
+
+
+class FactsTask(Frozen):
+    """`[task]` of kind "facts": JSON Lines files."""
+
+    kind: Literal["facts"]
+    forget: str
+    retain: str | None = None
+    holdout: str | None = None
+    template: str = DEFAULT_TEMPLATE
+
+
+class RecordedTask(Frozen):
+    """`[task]` of kind "recorded": the items are read from the recorded models."""
+
+    kind: Literal["recorded"]
+    cluster_size: Annotated[int, Field(ge=1)] = 1
+
+
+class CausalLMConfig(Frozen):
+    """A local Hugging Face folder with safetensors, or a PEFT adapter on a base."""
+
+    kind: Literal["causal_lm"]
+    path: str
+    base: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device_map: str | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 64
+
+
+class RecordedConfig(Frozen):
+    """Per-item logs instead of weights."""
+
+    kind: Literal["recorded"]
+    path: str
+    format: Literal["tofu", "open_unlearning"]
+
+
+TaskConfig = Annotated[FactsTask | RecordedTask, Field(discriminator="kind")]
+ModelConfig = Annotated[CausalLMConfig | RecordedConfig, Field(discriminator="kind")]
+
+
+class PolicyConfig(Frozen):
+    """`[policy]`: a shipped policy or a file, and margins that override its own."""
+
+    name: str = "standard"
+    margins: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {}
+
+
+class RunConfig(Frozen):
+    """`[run]`: seed, device, spread and output folder.
+
+    Attributes:
+        seed: Any text; every random draw of the audit comes from it.
+        device: "auto", "cpu", "cuda", "cuda:1" ...
+        threads: Threads a worker computes with; fixed, because it changes the last bits of sums.
+        backend: joblib's back end.
+        workers: How many measurements run at a time.
+        out: Folder of plan, report, envelope and store.
+    """
+
+    seed: str = "2026"
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=1)] = 1
+    backend: Literal["loky"] = "loky"
+    workers: Annotated[int, Field(ge=1)] = 1
+    out: str = "audit"
+
+
+class SigningConfig(Frozen):
+    """`[signing]`: the auditor's private key."""
+
+    key: str
+
+
+class AuditConfig(Frozen):
+    """A whole audit.toml.
+
+    Attributes:
+        attacks: Parameters by section name; `attack = "relearning"` in a section gives a second entry of one attack.
+    """
+
+    task: TaskConfig
+    target: ModelConfig
+    original: ModelConfig | None = None
+    references: Annotated[tuple[ModelConfig, ...], Field(min_length=1)]
+    policy: PolicyConfig = PolicyConfig()
+    attacks: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    run: RunConfig = RunConfig()
+    signing: SigningConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "AuditConfig":
+        kinds = {model.kind for _, model in self.models()}
+        if self.task.kind == "recorded" and kinds != {"recorded"}:
+            raise ValueError(
+                'task.kind = "recorded" needs every model to be recorded; give [task] kind = "facts" and its files'
+            )
+        if self.task.kind == "facts" and "recorded" in kinds:
+            raise ValueError(
+                'a recorded model brings its own items: use [task] kind = "recorded" and recorded models throughout'
+            )
+        return self
+
+    def models(self) -> list[tuple[str, "CausalLMConfig | RecordedConfig"]]:
+        """All models with their roles: target, reference 1 ..., original."""
+        models = [("target", self.target)]
+        models += [(f"reference {number}", model) for number, model in enumerate(self.references, start=1)]
+        if self.original is not None:
+            models.append(("original", self.original))
+        return models
+
+
+def load(path: Path) -> AuditConfig:
+    """Reads audit.toml.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The configuration; its paths are still relative to the file's folder.
+
+    Raises:
+        UsageError: The file cannot be used; the message names the key and the mend.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); `muaudit init` writes one to start from") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: not TOML: {error}") from error
+    return parse(values, str(path))
+
+
+def parse(values: dict[str, Any], name: str) -> AuditConfig:
+    """Checks a configuration that was already read.
+
+    Args:
+        values: The tables and keys.
+        name: What to call the source in an error.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        UsageError: A key is unknown, missing or out of range.
+    """
+    try:
+        return AuditConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{name}: {_fault(error)}") from error
+
+
+def _fault(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    # pydantic puts the chosen kind into the path of a tagged union; the user did not write it there.
+    path = [str(part) for part in first["loc"] if part not in ("facts", "recorded", "causal_lm")]
+    key = ".".join(path) or "the file"
+    if first["type"] == "missing":
+        return f"key {key!r} is missing; add it"
+    if first["type"] == "extra_forbidden":
+        known = sorted(_keys(AuditConfig))
+        near = get_close_matches(path[-1], known, n=1)
+        return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}")
+    if first["type"] == "union_tag_not_found":
+        return f"key {key + '.kind'!r} is missing; it says what this is"
+    return f"key {key!r}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _keys(model: type[BaseModel]) -> set[str]:
+    """Every key that audit.toml knows, at any depth."""
+    families: list[type[BaseModel]] = [
+        FactsTask,
+        RecordedTask,
+        CausalLMConfig,
+        RecordedConfig,
+        PolicyConfig,
+        RunConfig,
+        SigningConfig,
+    ]
+    return set(model.model_fields).union(*(family.model_fields for family in families))

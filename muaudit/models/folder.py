@@ -1,0 +1,213 @@
+"""Opens a local Hugging Face folder safely: safetensors only, no code, no network, nothing missing."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from muaudit.errors import EnvironmentFault, ModelError
+from muaudit.manifest import manifest, manifest_digest
+
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+
+# What transformers, peft, tokenizers and safetensors raise on files that they cannot use.
+_UNUSABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, IndexError, SafetensorError)
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What was opened, with the digest of all that it was opened from."""
+
+    module: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    digest: str
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one.
+
+    Raises:
+        ModelError: No such kind of device.
+        EnvironmentFault: The device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"device {name!r}: not a device; write auto, cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise EnvironmentFault(f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; set device = \"cpu\"")
+    return device
+
+
+def load(path: Path, *, base: Path | None, dtype: Dtype, device_map: str | dict[str, Any] | None) -> Folder:
+    """Loads network and tokenizer.
+
+    Args:
+        path: A model's folder, or an adapter's.
+        base: With an adapter: its model's folder.
+        dtype: What the weights are computed in.
+        device_map: As accelerate takes it.
+
+    Returns:
+        The network in evaluation mode (an adapter is merged into it), its tokenizer and the digest.
+
+    Raises:
+        ModelError: The folder cannot be used.
+    """
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such folder; a model is a local folder with config.json, safetensors and a tokenizer")
+    adapter = (path / "adapter_config.json").is_file()
+    if adapter and base is None:
+        raise ModelError(f"{path}: an adapter (it has adapter_config.json) needs its model: give that folder as base")
+    if base is not None and not adapter:
+        raise ModelError(f"{path}: base is given, but this is no adapter (it lacks adapter_config.json); leave base out")
+    if base is not None and not base.is_dir():
+        raise ModelError(f"{base}: no such folder; give the adapter's model as base")
+    whole = path if base is None else base
+    _refuse_code(whole)
+    _refuse_pickles(whole, "model")
+    with _quiet():
+        tokenizer = _tokenizer(whole)
+        module = _network(whole, dtype, device_map)
+        if base is not None:
+            _refuse_pickles(path, "adapter_model")
+            module = _merged(module, path)
+    rows = module.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= rows:
+        raise ModelError(
+            f"{whole}: the tokenizer's ids go up to {largest}, but the model has embeddings for {rows} tokens; "
+            "this is another model's tokenizer: save the right one into the folder"
+        )
+    kept = [manifest_digest(manifest(folder)) for folder in (path, base) if folder is not None]
+    digest = hashlib.sha256(json.dumps([*kept, str(module.dtype)]).encode()).hexdigest()
+    return Folder(module.eval(), tokenizer, digest)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); save the model again with save_pretrained") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: not JSON ({error}); save the model again with save_pretrained") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: not a JSON object; save the model again with save_pretrained")
+    return values
+
+
+def _refuse_code(folder: Path) -> None:
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+        if path.name == "config.json" or path.is_file():
+            named = _json(path).get("auto_map")
+            if named:
+                raise ModelError(
+                    f"{path}: auto_map asks to run code from the folder ({', '.join(named)}), which muaudit never does; "
+                    "save the model in an architecture that transformers ships, without auto_map"
+                )
+
+
+def _refuse_pickles(folder: Path, stem: str) -> None:
+    """Refuses a folder whose weights could only come from a pickle; pickles beside safetensors are never read."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        shards = set(_json(index).get("weight_map", {}).values())
+        if missing := sorted(shard for shard in shards if not (folder / str(shard)).is_file()):
+            raise ModelError(f"{folder}: shard {missing[0]} is missing; copy the whole folder")
+    elif not (folder / f"{stem}.safetensors").is_file():
+        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        if pickles:
+            raise ModelError(
+                f"{folder}: the weights are pickled ({pickles[0]}), and a pickle can run code when it is loaded; "
+                "save them as safetensors with save_pretrained(..., safe_serialization=True)"
+            )
+        raise ModelError(f"{folder}: no weights ({stem}.safetensors is missing); copy the whole folder")
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelError(f"{folder}: no tokenizer; save it into the folder with tokenizer.save_pretrained")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except _UNUSABLE as error:
+        raise ModelError(f"{folder}: the tokenizer cannot be opened ({_line(error)}); save it again") from error
+    except Exception as error:
+        # The Rust tokenizers raise bare Exception, and nothing narrower.
+        if type(error) is not Exception:
+            raise
+        raise ModelError(f"{folder}: the tokenizer cannot be opened ({_line(error)}); save it again") from error
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def _network(folder: Path, dtype: Dtype, device_map: str | dict[str, Any] | None) -> PreTrainedModel:
+    try:
+        module, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            device_map=device_map,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except _UNUSABLE as error:
+        raise ModelError(f"{folder}: the model cannot be opened ({_line(error)}); check config.json and the weights") from error
+    for kind in ("missing", "unexpected", "mismatched"):
+        keys = sorted(str(key) for key in info[f"{kind}_keys"])
+        if keys:
+            raise ModelError(
+                f"{folder}: {len(keys)} {kind} weights (first: {keys[0]}), so what would be audited is not this model; "
+                "config.json and the weights must belong together: save the model again with save_pretrained"
+            )
+    return cast("PreTrainedModel", module)
+
+
+def _merged(module: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """Merges an adapter into its model; every one of its weights must find its place."""
+    _json(adapter / "adapter_config.json")
+    try:
+        config = PeftConfig.from_pretrained(str(adapter))
+        model = PeftModel.from_pretrained(module, str(adapter), config=config)
+        with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+            saved = set(file.keys())
+        wanted = set(get_peft_model_state_dict(model))
+        if saved == wanted:
+            return cast("PreTrainedModel", model.merge_and_unload(safe_merge=True))
+    except _UNUSABLE as error:
+        raise ModelError(f"{adapter}: the adapter cannot be merged into its model ({_line(error)}); is base the right one?") from error
+    odd = sorted(saved ^ wanted)
+    raise ModelError(f"{adapter}: {len(odd)} weights of the adapter do not fit its model (first: {odd[0]}); is base the right one?")
+
+
+def _line(error: BaseException) -> str:
+    """The error's first line, short enough for one line of a terminal."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers from printing; what matters becomes an error."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,259 @@
+"""The plan: everything that decides an audit, frozen and hashed before any model is attacked."""
+
+import os
+from collections.abc import Iterator
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import ValidationError
+
+from muaudit import attack as attacks
+from muaudit import config, policy, store
+from muaudit.compute import resolve_device
+from muaudit.config import AuditConfig, RecordedConfig
+from muaudit.errors import UsageError
+from muaudit.manifest import manifest, manifest_digest
+from muaudit.policy import Policy
+from muaudit.results import DataRecord, Frozen, ModelRecord
+from muaudit.task import ForgetTask
+from muaudit.version import VERSION
+
+LIBRARIES = ("numpy", "scipy", "torch", "transformers", "tokenizers", "peft", "rouge-score")
+"""Libraries whose version can change a measurement."""
+
+
+class PlannedAttack(Frozen):
+    """One section of `[attacks]`, with every parameter resolved; `broken` says why a registered attack cannot run."""
+
+    name: str
+    attack: str
+    version: str
+    package: str
+    parameters: dict[str, Any]
+    broken: str | None = None
+
+
+class Plan(Frozen):
+    """A frozen plan. Its hash is `content_digest()`.
+
+    Attributes:
+        tool: Program and version that made it and must run it.
+        base: The folder that paths start from, relative to the folder of plan.json.
+        config: The resolved configuration.
+        policy: The resolved decision rule.
+        attacks: What is run, in order.
+        models: Digests of every model, by role.
+        data: Digests of the task files.
+        task_digest: Digest of all that is asked.
+        versions: Versions of the libraries that can change a measurement.
+    """
+
+    schema_version: Literal["1"] = "1"
+    tool: str
+    base: str
+    config: AuditConfig
+    policy: Policy
+    attacks: tuple[PlannedAttack, ...]
+    models: tuple[ModelRecord, ...]
+    data: tuple[DataRecord, ...]
+    task_digest: str
+    versions: dict[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads plan.json.
+
+        Raises:
+            UsageError: It cannot be read or is no plan.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read ({error.strerror}); `muaudit plan audit.toml` writes it") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UsageError(
+                f"{path}: not a muaudit plan: {where}: {first['msg']}; run `muaudit plan audit.toml` again"
+            ) from error
+
+
+def out_folder(settings: AuditConfig, base: Path) -> Path:
+    """The audit's output folder."""
+    return base / settings.run.out
+
+
+def make(settings: AuditConfig, base: Path) -> Plan:
+    """Freezes a configuration: resolves defaults, reads and hashes all inputs.
+
+    Args:
+        settings: The configuration.
+        base: The folder that its paths start from.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UsageError: A model, a file, an attack's parameters or the policy cannot be used.
+        EnvironmentFault: The configured device is not here.
+    """
+    rule = policy.load(settings.policy.name, base)
+    rule = rule.model_copy(update={"margins": {**rule.margins, **settings.policy.margins}})
+    planned = tuple(_attack(name, dict(values)) for name, values in settings.attacks.items())
+    if unknown := sorted(set(rule.margins) - {entry.name for entry in planned} - set(attacks.registry())):
+        raise UsageError(f"policy.margins names {unknown[0]!r}, which is no attack of this audit; name one of [attacks]")
+    device = resolve_device(settings.run.device)
+    resolved = settings.model_copy(update={"run": settings.run.model_copy(update={"device": device})})
+    task = open_task(settings, base)
+    return Plan(
+        tool=f"muaudit {VERSION}",
+        base=os.path.relpath(base, out_folder(settings, base)),
+        config=resolved,
+        policy=rule,
+        attacks=planned,
+        models=tuple(_model_records(settings, base)),
+        data=task.records,
+        task_digest=task.digest,
+        versions=dict(_versions()),
+    )
+
+
+def check(plan: Plan, base: Path) -> None:
+    """Refuses to run a plan on anything but what it was made for.
+
+    Args:
+        plan: A plan that was read from disk.
+        base: The folder that its paths start from.
+
+    Raises:
+        UsageError: A model, a task file, a version or the device is not the planned one.
+    """
+    now = make(plan.config, base)
+    for old, new in zip(plan.models, now.models, strict=True):
+        if old.digest != new.digest:
+            raise UsageError(f"{old.role}: {_changed(old, new)}; the plan froze another model: restore it, or plan anew")
+    for before, after in zip(plan.data, now.data, strict=False):
+        if before != after:
+            raise UsageError(f"{before.path}: changed since the plan was made; restore it, or run `muaudit plan` again")
+    for name in {**plan.versions, **now.versions}:
+        then, here = plan.versions.get(name, "not installed"), now.versions.get(name, "not installed")
+        if then != here:
+            raise UsageError(f"the plan was made with {name} {then}, here is {here}; install that version, or plan anew")
+    if plan != now:
+        different = next(key for key in Plan.model_fields if getattr(plan, key) != getattr(now, key))
+        raise UsageError(f"the plan's {different!r} is not what this installation would plan; run `muaudit plan` again")
+
+
+def _changed(old: ModelRecord, new: ModelRecord) -> str:
+    before = {file.name: file.sha256 for file in old.files}
+    after = {file.name: file.sha256 for file in new.files}
+    for name in sorted({**before, **after}):
+        if name not in after:
+            return f"file {name!r} is missing from {old.path}"
+        if name not in before:
+            return f"file {name!r} was added to {old.path}"
+        if before[name] != after[name]:
+            return f"file {name!r} of {old.path} changed"
+    return f"{old.path} changed"
+
+
+def open_task(settings: AuditConfig, base: Path) -> ForgetTask:
+    """Reads the task that a configuration names.
+
+    Raises:
+        UsageError: Its files cannot be used.
+    """
+    if settings.task.kind == "recorded":
+        from muaudit.models.recorded import Recorded
+
+        target = settings.target
+        assert isinstance(target, RecordedConfig)  # noqa: S101 - AuditConfig refuses any other combination
+        return Recorded.open(base / target.path, target.format).task(settings.task.cluster_size)
+    names = [name for name in (settings.task.forget, settings.task.retain, settings.task.holdout) if name is not None]
+    return ForgetTask.from_jsonl(
+        forget=base / settings.task.forget,
+        retain=None if settings.task.retain is None else base / settings.task.retain,
+        holdout=None if settings.task.holdout is None else base / settings.task.holdout,
+        template=settings.task.template,
+        names=names,
+    )
+
+
+def _model_records(settings: AuditConfig, base: Path) -> Iterator[ModelRecord]:
+    for role, model in settings.models():
+        yield _record(role, model.kind, model.path, base)
+        if model.kind == "causal_lm" and model.base is not None:
+            yield _record(f"{role} base", model.kind, model.base, base)
+
+
+def _record(role: str, kind: str, path: str, base: Path) -> ModelRecord:
+    if not (base / path).exists():
+        raise UsageError(f"{role}: {path}: no such file or folder; check `path` (relative to the folder of audit.toml)")
+    files = manifest(base / path)
+    return ModelRecord(role=role, kind=kind, path=path, digest=manifest_digest(files), files=files)
+
+
+def _attack(name: str, values: dict[str, Any]) -> PlannedAttack:
+    found = attacks.find(str(values.pop("attack", name)))
+    if isinstance(found, attacks.Broken):
+        return PlannedAttack(
+            name=name, attack=found.name, version="", package=found.package, parameters=values, broken=found.reason
+        )
+    kind = found.attack
+    try:
+        made = kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        near = get_close_matches(key, kind.model_fields, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near and first["type"] == "extra_forbidden" else ""
+        where = f"attacks.{name}.{key}" if key else f"attacks.{name}"
+        raise UsageError(
+            f"{where}: {first['msg'].removeprefix('Value error, ')}{hint}; see `muaudit attacks {kind.name}`"
+        ) from error
+    return PlannedAttack(
+        name=name, attack=kind.name, version=kind.version, package=found.package, parameters=made.model_dump(mode="json")
+    )
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in LIBRARIES:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            continue
+
+
+def resolve(source: str | Path | AuditConfig | Plan) -> tuple[Plan, Path]:
+    """Makes a plan of whatever a user gives, and checks one that is given.
+
+    Args:
+        source: The path of audit.toml or plan.json, a configuration, or a plan (paths then start from the current folder).
+
+    Returns:
+        The plan, and the folder that its paths start from.
+
+    Raises:
+        UsageError: The source cannot be used, or a given plan no longer fits its inputs.
+    """
+    if isinstance(source, AuditConfig):
+        return make(source, Path()), Path()
+    if isinstance(source, Plan):
+        check(source, Path())
+        return source, Path()
+    path = Path(source)
+    if path.suffix == ".json":
+        plan = Plan.read(path)
+        base = path.parent / plan.base
+        check(plan, base)
+        return plan, base
+    return make(config.load(path), path.parent), path.parent
+
+
+def write(plan: Plan, base: Path) -> Path:
+    """Writes plan.json, in canonical form, into the audit's output folder."""
+    path = out_folder(plan.config, base) / "plan.json"
+    store.write_atomically(path, plan.canonical())
+    return path

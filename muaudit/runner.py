@@ -1,0 +1,310 @@
+"""Runs an audit: plan, prepare, measure, compare, report."""
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from muaudit import attack as attacks
+from muaudit import compute, plan, store
+from muaudit.attack import Attack, Bench, Measurement, Prepared
+from muaudit.compare import compare, conclude, unmeasured
+from muaudit.config import AuditConfig, CausalLMConfig, RecordedConfig
+from muaudit.errors import MuauditError, NotApplicable
+from muaudit.models import Finetunes, GeneratesText, Model, ReportsUtility, ScoresText
+from muaudit.plan import Plan, PlannedAttack
+from muaudit.results import AttackCard, AuditReport, Finding, RunRecord, Verdict
+from muaudit.store import Store
+
+CAPABILITIES: tuple[type, ...] = (ScoresText, GeneratesText, Finetunes, ReportsUtility)
+
+Progress = Callable[[int, int, str], None]
+"""Called with steps done, steps in all, and what was just done."""
+
+LIMITS = (
+    "A pass means that none of these attacks could tell the target from models that never saw the forget set, within the "
+    "stated margins. It is not a proof of erasure: another attack, a longer one, or another form of the facts may find more.",
+    "The report is about the audited files, identified by their digests, and about nothing that the vendor runs elsewhere.",
+    "The references are taken to be honest retrains without the forget set; who made them is a matter of trust.",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one attack on one model: nothing but where it is stored, or why it is not."""
+
+    name: str
+    role: str
+    key: str
+    error: str | None
+    computed: bool
+    model_seconds: float
+
+
+def audit(source: str | Path | AuditConfig | Plan, *, progress: Progress | None = None) -> AuditReport:
+    """Runs a whole audit, or what is left of an interrupted one, and writes plan.json and report.json.
+
+    Args:
+        source: The path of audit.toml or plan.json, a configuration, or a plan.
+        progress: Told of every step.
+
+    Returns:
+        The report.
+
+    Raises:
+        UsageError: The configuration, a task file or a model cannot be used.
+        EnvironmentFault: Something that the audit needs is not installed or not here.
+    """
+    frozen, base = plan.resolve(source)
+    return run(frozen, base, progress=progress)
+
+
+def run(frozen: Plan, base: Path, *, progress: Progress | None = None) -> AuditReport:
+    """Runs exactly what a plan says.
+
+    Args:
+        frozen: The plan, as `muaudit.plan.resolve` gives it.
+        base: The folder that its paths start from.
+        progress: Told of every step.
+
+    Returns:
+        The report.
+    """
+    started, clock = datetime.now(UTC), time.perf_counter()
+    plan.write(frozen, base)
+    compute.settle(frozen.config.run.threads)
+    work = _Run(frozen, base, progress or (lambda done, total, what: None))
+    findings = work.findings()
+    concluded = conclude(findings, frozen.policy, references=len(frozen.config.references))
+    report = AuditReport(
+        tool=frozen.tool,
+        verdict=concluded.verdict,
+        reason=concluded.reason,
+        plan_sha256=frozen.content_digest(),
+        plan=frozen.model_dump(mode="json"),
+        policy=frozen.policy.model_dump(mode="json"),
+        attacks=tuple(_card(entry) for entry in frozen.attacks),
+        findings=concluded.findings,
+        models=frozen.models,
+        data=frozen.data,
+        limits=(*LIMITS, *_limits(frozen)),
+        run=RunRecord(
+            started=started.isoformat(timespec="seconds"),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            resumed=work.reused > 0,
+            computed=work.computed,
+            reused=work.reused,
+            model_seconds=round(work.model_seconds, 3),
+            total_seconds=round(time.perf_counter() - clock, 3),
+            host={"system": platform.platform(), "processor": platform.machine(), "python": platform.python_version()},
+            versions=frozen.versions,
+        ),
+    )
+    store.write_atomically(plan.out_folder(frozen.config, base) / "report.json", report.canonical())
+    return report
+
+
+class _Run:
+    """One audit on its way from plan to findings."""
+
+    def __init__(self, frozen: Plan, base: Path, progress: Progress) -> None:
+        self.plan, self.base, self.progress = frozen, base, progress
+        self.store = Store(plan.out_folder(frozen.config, base) / "store")
+        self.store.sweep()
+        self.models = dict(frozen.config.models())
+        self.computed = self.reused = 0
+        self.model_seconds = 0.0
+
+    def findings(self) -> list[Finding]:
+        """Prepares, measures and compares every planned attack; what cannot be done becomes a row that says so."""
+        ready: dict[str, tuple[PlannedAttack, Prepared]] = {}
+        rows: dict[str, list[Finding]] = {}
+        for entry in self.plan.attacks:
+            try:
+                ready[entry.name] = entry, self._prepare(entry)
+            except NotApplicable as skip:
+                rows[entry.name] = [unmeasured(entry.name, Verdict.SKIPPED, str(skip))]
+            except Exception as error:  # noqa: BLE001 - one attack's fault must not lose the others
+                rows[entry.name] = [unmeasured(entry.name, Verdict.ERROR, _told(error))]
+        outcomes = self._measure(ready)
+        for name, (entry, _) in ready.items():
+            rows[name] = self._compare(entry, {outcome.role: outcome for outcome in outcomes if outcome.name == name})
+        return [finding for entry in self.plan.attacks for finding in rows[entry.name]]
+
+    def _prepare(self, entry: PlannedAttack) -> Prepared:
+        attack = _attack(entry)
+        families = {role: family(model) for role, model in self.models.items()}
+        for role, kind in families.items():
+            if role != "original" and (missing := attack.missing(kind)):
+                raise NotApplicable(f"the {role} is {kind.__name__}, which lacks what this attack needs: {', '.join(missing)}")
+        common = frozenset(need.__name__ for need in CAPABILITIES if all(issubclass(kind, need) for kind in families.values()))
+        key = store.key_of(
+            what="prepared", attack=entry.model_dump(mode="json"), task=self.plan.task_digest, seed=self.plan.config.run.seed,
+            original=next((record.digest for record in self.plan.models if record.role == "original"), None),
+            capabilities=sorted(common), tool=self.plan.tool, versions=self.plan.versions,
+        )  # fmt: skip
+        if (stored := self.store.get(key, Prepared)) is not None:
+            return stored
+        original = self.models.get("original")
+        bench = Bench(
+            task=plan.open_task(self.plan.config, self.base),
+            rng=np.random.default_rng(compute.seed_of(self.plan.config.run.seed, entry.name, "prepare")),
+            capabilities=common,
+            open_original=None if original is None else lambda: open_model(original, self.base, self.plan.config.run.device),
+        )
+        self.store.put(key, attack.prepare(bench))
+        return cast("Prepared", self.store.get(key, Prepared))  # as every later run will read it
+
+    def _measure(self, ready: dict[str, tuple[PlannedAttack, Prepared]]) -> list[Outcome]:
+        jobs = [
+            (self.plan, self.base, role, entry, prepared)
+            for role, model in self.models.items()
+            for entry, prepared in ready.values()
+            if not _attack(entry).missing(family(model))
+        ]
+        run = self.plan.config.run
+        outcomes = []
+        for outcome in compute.spread(measure, jobs, workers=run.workers, backend=run.backend):
+            outcomes.append(outcome)
+            self.computed += outcome.computed
+            self.reused += not outcome.computed and outcome.error is None
+            self.model_seconds += outcome.model_seconds
+            self.progress(len(outcomes), len(jobs), f"{outcome.name}: {outcome.role}")
+        return outcomes
+
+    def _compare(self, entry: PlannedAttack, outcomes: dict[str, Outcome]) -> list[Finding]:
+        if failed := [f"{outcome.role}: {outcome.error}" for outcome in outcomes.values() if outcome.error]:
+            return [unmeasured(entry.name, Verdict.ERROR, failed[0])]
+        measured = {role: cast("Measurement", self.store.get(outcome.key, Measurement)) for role, outcome in outcomes.items()}
+        try:
+            return compare(
+                _card(entry),
+                measured["target"],
+                [measurement for role, measurement in measured.items() if role.startswith("reference")],
+                measured.get("original"),
+                self.plan.policy,
+                seed=compute.seed_of(self.plan.config.run.seed, entry.name, "compare"),
+            )
+        except Exception as error:  # noqa: BLE001 - one attack's fault must not lose the others
+            return [unmeasured(entry.name, Verdict.ERROR, _told(error))]
+
+
+def measure(frozen: Plan, base: Path, role: str, entry: PlannedAttack, prepared: Prepared) -> Outcome:
+    """Measures one attack on one model, unless it is stored already.
+
+    Args:
+        frozen: The plan.
+        base: The folder that its paths start from.
+        role: The model's role; the attack never learns it.
+        entry: The attack.
+        prepared: Its prepared state.
+
+    Returns:
+        Where the measurement is stored, or why there is none.
+    """
+    run, config = frozen.config.run, dict(frozen.config.models())[role]
+    compute.settle(run.threads)
+    kept = Store(plan.out_folder(frozen.config, base) / "store")
+    digests = [record.digest for record in frozen.models if record.role in (role, f"{role} base")]
+    key = store.key_of(
+        what="measurement", attack=entry.attack, version=entry.version, parameters=entry.parameters, model=digests,
+        options=config.model_dump(mode="json", exclude={"path", "base"}), prepared=prepared.content_digest(),
+        seed=run.seed, device=run.device, threads=run.threads, tool=frozen.tool, versions=frozen.versions,
+    )  # fmt: skip
+    if kept.get(key, Measurement) is not None:
+        return Outcome(entry.name, role, key, None, computed=False, model_seconds=0.0)
+    try:
+        model = _opened(config, base, run.device, tuple(digests))
+        before = model.model_seconds
+        rng = np.random.default_rng(compute.seed_of(run.seed, entry.attack, "measure"))
+        kept.put(key, _attack(entry).measure(model, prepared, rng))
+    except Exception as error:  # noqa: BLE001 - one attack's fault must not lose the others
+        return Outcome(entry.name, role, key, _told(error), computed=False, model_seconds=0.0)
+    return Outcome(entry.name, role, key, None, computed=True, model_seconds=model.model_seconds - before)
+
+
+def family(config: CausalLMConfig | RecordedConfig) -> type:
+    """The class of a configured model's family."""
+    if config.kind == "recorded":
+        from muaudit.models.recorded import Recorded
+
+        return Recorded
+    from muaudit.models.causal_lm import CausalLM
+
+    return CausalLM
+
+
+def open_model(config: CausalLMConfig | RecordedConfig, base: Path, device: str) -> Model:
+    """Opens a configured model.
+
+    Args:
+        config: The model's table in audit.toml.
+        base: The folder that its paths start from.
+        device: A torch device name.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelError: It cannot be opened safely.
+        EnvironmentFault: The family's extra is not installed.
+    """
+    if config.kind == "recorded":
+        from muaudit.models.recorded import Recorded
+
+        return Recorded.open(base / config.path, config.format)
+    from muaudit.models.causal_lm import CausalLM
+
+    return CausalLM.open(
+        base / config.path,
+        base=None if config.base is None else base / config.base,
+        dtype=config.dtype,
+        device=device,
+        device_map=config.device_map,
+        batch_size=config.batch_size,
+    )
+
+
+@lru_cache(maxsize=1)
+def _opened(config: CausalLMConfig | RecordedConfig, base: Path, device: str, digests: tuple[str, ...]) -> Model:
+    """The last opened model is kept, since the attacks on one model follow each other; never two, for memory."""
+    return open_model(config, base, device)
+
+
+def _attack(entry: PlannedAttack) -> Attack:
+    found = attacks.find(entry.attack)
+    if entry.broken or isinstance(found, attacks.Broken):
+        raise MuauditError(entry.broken or cast("attacks.Broken", found).reason)
+    return found.attack.model_validate(entry.parameters)
+
+
+def _card(entry: PlannedAttack) -> AttackCard:
+    found = attacks.find(entry.attack)
+    if isinstance(found, attacks.Broken):
+        return AttackCard(
+            name=entry.name, attack=entry.attack, version="", summary="does not load", source="", access="text", sided="one",
+            cost="", package=entry.package, parameters=entry.parameters,
+        )  # fmt: skip
+    return found.attack.model_validate(entry.parameters).card(entry.name, found.package)
+
+
+def _told(error: Exception) -> str:
+    """One line: our own errors speak for themselves, foreign ones need their type."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, MuauditError) else f"{type(error).__name__}: {text}"
+
+
+def _limits(frozen: Plan) -> Iterator[str]:
+    """What this audit's own make-up leaves open."""
+    if len(frozen.config.references) == 1:
+        yield "With one reference, the noise between two trainings was not estimated: more references make the verdict firmer."
+    if frozen.config.original is None:
+        yield "No original model was given: whether the attacks can see the knowledge where it certainly is was not checked."
+    if frozen.config.task.kind == "recorded":
+        yield "The models were not there: recorded outputs were audited, and whoever recorded them is trusted."

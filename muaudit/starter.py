@@ -1,0 +1,116 @@
+"""`muaudit init`: a commented audit.toml from a model folder and data files."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from muaudit.errors import UsageError
+
+_TEMPLATE = """\
+# audit.toml: one audit. Paths start from this file's folder. `muaudit plan` freezes it, `muaudit scan` runs it.
+
+[task]
+kind = "facts"                    # JSON Lines: {{"id", "cluster", "question", "answer", ...}}, one fact a line
+forget = {forget}
+{retain}{holdout}# How a question becomes a prompt; "chat" uses the tokenizer's own chat template.
+template = "Question: {{question}} Answer:"
+
+[target]                          # the model that is claimed to have unlearned the forget set
+kind = "causal_lm"
+path = {target}
+# base = "models/base"            # when path is a PEFT adapter
+# dtype = "auto"                  # auto | float32 | bfloat16 | float16
+# device_map = "auto"             # spread a large model over devices
+# batch_size = 64
+
+{original}
+{references}
+[policy]
+name = "standard"                 # a shipped policy, or the path of your own
+# margins = {{ memorization = 0.05 }}
+
+[attacks.memorization]            # every parameter: muaudit attacks memorization
+[attacks.relearning]
+budgets = [5, 10, 20, 40]         # optimiser steps
+learning_rate = 3e-4              # small models from scratch; 1e-5 is usual for full fine-tuning of 7B models, 2e-4 for LoRA
+# lora_rank = 16                  # 0 trains all weights
+# [attacks.relearning_benign]     # a second entry of one attack
+# attack = "relearning"
+# train_on = "benign"
+
+[run]
+seed = "2026"
+device = "auto"
+threads = 1                       # fixed, because sums differ in their last bits with the number of threads
+workers = 1                       # measurements at a time
+out = "audit"
+{signing}"""
+
+_NO_RETAIN = '# retain = "retain.jsonl"         # shows collateral damage\n'
+
+_NO_ORIGINAL = """\
+# [original]                      # before unlearning: shows that the attacks can see the knowledge where it certainly is
+# kind = "causal_lm"
+# path = "models/original"
+"""
+
+_NO_REFERENCE = """\
+[[references]]                    # retrained without the forget set; at least one, better three
+kind = "causal_lm"
+path = "models/retrained-1"
+"""
+
+_NO_KEY = """
+# [signing]                       # made by: muaudit keygen auditor
+# key = "auditor.key"
+"""
+
+
+def write(
+    out: Path, *, target: Path, forget: Path, retain: Path | None, holdout: Path | None, original: Path | None,
+    references: Sequence[Path], key: Path | None,
+) -> Path:  # fmt: skip
+    """Writes a commented audit.toml.
+
+    Args:
+        out: The file to write; must not exist.
+        target: The target's folder.
+        forget: The forget set.
+        retain: The retain set.
+        holdout: The holdout set.
+        original: The original's folder.
+        references: The references' folders; without any, a commented place for them.
+        key: The auditor's private key.
+
+    Returns:
+        The file.
+
+    Raises:
+        UsageError: The file is there already, or a given path is not.
+    """
+    for path in (target, forget, retain, holdout, original, *references, key):
+        if path is not None and not path.exists():
+            raise UsageError(f"{path}: no such file or folder; give the path of something that is there")
+
+    def told(path: Path) -> str:
+        return json.dumps(os.path.relpath(path, out.parent), ensure_ascii=False)
+
+    models = [f'[[references]]\nkind = "causal_lm"\npath = {told(path)}\n' for path in references]
+    text = _TEMPLATE.format(
+        forget=told(forget),
+        retain=f"retain = {told(retain)}\n" if retain else _NO_RETAIN,
+        holdout=f"holdout = {told(holdout)}\n" if holdout else "",
+        target=told(target),
+        original=f'[original]\nkind = "causal_lm"\npath = {told(original)}\n' if original else _NO_ORIGINAL,
+        references="".join(models) or _NO_REFERENCE,
+        signing=f"\n[signing]\nkey = {told(key)}\n" if key else _NO_KEY,
+    )
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise UsageError(f"{out}: is there already; remove it or choose another name with --out") from error
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror})") from error
+    return out
