@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -228,11 +229,12 @@ def _load(entry: EntryPoint) -> Registered | Broken:
     return Registered(attack, package)
 
 
+@cache
 def registry() -> dict[str, Registered | Broken]:
     """All registered attacks by name; one that cannot be used is `Broken`, with the reason.
 
     Returns:
-        The attacks, sorted by name. Two packages that register one name make that name `Broken`.
+        The attacks, sorted by name; looked up once a process. Two packages that register one name make that name `Broken`.
     """
     found: dict[str, Registered | Broken] = {}
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):

@@ -148,13 +148,13 @@ def scan(audit: Path, key: Path | None, as_json: bool) -> None:
     with _progress() as progress:
         report = runner.run(frozen, base, progress=progress)
     folder = plan.out_folder(frozen.config, base)
-    _deliver(report, folder, key, passphrase)
+    deliver(report, folder, key, passphrase)
     if as_json:
         put_json(report.model_dump(mode="json"))
     else:
         from muaudit.reports.terminal import table
 
-        table(report, console(), folder=folder, signed_with=key)
+        table(report, console(), folder=folder, signed_with=key, model=base / report.target.path)
     sys.exit(EXIT_CODES[report.verdict])
 
 
@@ -221,7 +221,7 @@ def verify(envelope: Path, keys: tuple[Path, ...], model: Path | None, report: P
         click.echo(f"  signed by  {name} ({key.fingerprint[:16]}) on {seen.issued_at.isoformat()}, by their own word")
     for what, lines in (("checked", seen.checked), ("not checked", seen.unchecked)):
         for line in lines:
-            click.echo(f"  {what:<11}{line}")
+            click.echo(f"  {what:<12}{line}")
     click.echo(f"  verdict    {seen.verdict}")
 
 
@@ -328,8 +328,15 @@ def _passphrase(key: Path) -> bytes | None:
     return (os.environ.get(PASSPHRASE_VARIABLE) or click.prompt(f"Passphrase of {key}", hide_input=True, err=True)).encode()
 
 
-def _deliver(report: "AuditReport", folder: Path, key: Path | None, passphrase: bytes | None) -> None:
-    """Renders and signs what the runner has written."""
+def deliver(report: "AuditReport", folder: Path, key: Path | None, passphrase: bytes | None = None) -> None:
+    """Renders and signs what the runner has written.
+
+    Args:
+        report: The report.
+        folder: The audit's output folder, where report.json is.
+        key: The auditor's private key; without one nothing is signed.
+        passphrase: What the key is encrypted with.
+    """
     from muaudit.manifest import manifest_bytes
     from muaudit.reports import html
     from muaudit.store import write_atomically

@@ -68,7 +68,8 @@ class RunConfig(Frozen):
         threads: Threads a worker computes with; fixed, because it changes the last bits of sums.
         backend: joblib's back end.
         workers: How many measurements run at a time.
-        out: Folder of plan, report, envelope and store.
+        out: Folder of plan, report and envelope.
+        store: Folder of results by content, which several audits may share; `store` in `out` by default.
     """
 
     seed: str = "2026"
@@ -77,6 +78,7 @@ class RunConfig(Frozen):
     backend: Literal["loky"] = "loky"
     workers: Annotated[int, Field(ge=1)] = 1
     out: str = "audit"
+    store: str | None = None
 
 
 class SigningConfig(Frozen):
@@ -136,7 +138,7 @@ def load(path: Path) -> AuditConfig:
         UsageError: The file cannot be used; the message names the key and the mend.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); `muaudit init` writes one to start from") from error
     except UnicodeDecodeError as error:
@@ -168,7 +170,8 @@ def parse(values: dict[str, Any], name: str) -> AuditConfig:
 def _fault(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     # pydantic puts the chosen kind into the path of a tagged union; the user did not write it there.
-    path = [str(part) for part in first["loc"] if part not in ("facts", "recorded", "causal_lm")]
+    tag = {"task": 1, "target": 1, "original": 1, "references": 2}.get(str(next(iter(first["loc"]), "")))
+    path = [str(part) for place, part in enumerate(first["loc"]) if place != tag]
     key = ".".join(path) or "the file"
     if first["type"] == "missing":
         return f"key {key!r} is missing; add it"

@@ -85,6 +85,11 @@ def out_folder(settings: AuditConfig, base: Path) -> Path:
     return base / settings.run.out
 
 
+def store_folder(settings: AuditConfig, base: Path) -> Path:
+    """Where results are kept by content; audits that share references can share it."""
+    return base / settings.run.store if settings.run.store else out_folder(settings, base) / "store"
+
+
 def make(settings: AuditConfig, base: Path) -> Plan:
     """Freezes a configuration: resolves defaults, reads and hashes all inputs.
 

@@ -115,7 +115,7 @@ class _Run:
 
     def __init__(self, frozen: Plan, base: Path, progress: Progress) -> None:
         self.plan, self.base, self.progress = frozen, base, progress
-        self.store = Store(plan.out_folder(frozen.config, base) / "store")
+        self.store = Store(plan.store_folder(frozen.config, base))
         self.store.sweep()
         self.models = dict(frozen.config.models())
         self.computed = self.reused = 0
@@ -162,8 +162,9 @@ class _Run:
         return cast("Prepared", self.store.get(key, Prepared))  # as every later run will read it
 
     def _measure(self, ready: dict[str, tuple[PlannedAttack, Prepared]]) -> list[Outcome]:
+        digests = {entry.name: prepared.content_digest() for entry, prepared in ready.values()}
         jobs = [
-            (self.plan, self.base, role, entry, prepared)
+            (self.plan, self.base, role, entry, prepared, digests[entry.name])
             for role, model in self.models.items()
             for entry, prepared in ready.values()
             if not _attack(entry).missing(family(model))
@@ -195,7 +196,7 @@ class _Run:
             return [unmeasured(entry.name, Verdict.ERROR, _told(error))]
 
 
-def measure(frozen: Plan, base: Path, role: str, entry: PlannedAttack, prepared: Prepared) -> Outcome:
+def measure(frozen: Plan, base: Path, role: str, entry: PlannedAttack, prepared: Prepared, prepared_digest: str) -> Outcome:
     """Measures one attack on one model, unless it is stored already.
 
     Args:
@@ -204,17 +205,18 @@ def measure(frozen: Plan, base: Path, role: str, entry: PlannedAttack, prepared:
         role: The model's role; the attack never learns it.
         entry: The attack.
         prepared: Its prepared state.
+        prepared_digest: Digest of that state, which every model's key shares.
 
     Returns:
         Where the measurement is stored, or why there is none.
     """
     run, config = frozen.config.run, dict(frozen.config.models())[role]
     compute.settle(run.threads)
-    kept = Store(plan.out_folder(frozen.config, base) / "store")
+    kept = Store(plan.store_folder(frozen.config, base))
     digests = [record.digest for record in frozen.models if record.role in (role, f"{role} base")]
     key = store.key_of(
         what="measurement", attack=entry.attack, version=entry.version, parameters=entry.parameters, model=digests,
-        options=config.model_dump(mode="json", exclude={"path", "base"}), prepared=prepared.content_digest(),
+        options=config.model_dump(mode="json", exclude={"path", "base"}), prepared=prepared_digest,
         seed=run.seed, device=run.device, threads=run.threads, tool=frozen.tool, versions=frozen.versions,
     )  # fmt: skip
     if kept.get(key, Measurement) is not None:
@@ -225,7 +227,8 @@ def measure(frozen: Plan, base: Path, role: str, entry: PlannedAttack, prepared:
         rng = np.random.default_rng(compute.seed_of(run.seed, entry.attack, "measure"))
         kept.put(key, _attack(entry).measure(model, prepared, rng))
     except Exception as error:  # noqa: BLE001 - one attack's fault must not lose the others
-        return Outcome(entry.name, role, key, _told(error), computed=False, model_seconds=0.0)
+        told = _told(error).replace(f"{base}/", "")  # a report names paths as the plan does
+        return Outcome(entry.name, role, key, told, computed=False, model_seconds=0.0)
     return Outcome(entry.name, role, key, None, computed=True, model_seconds=model.model_seconds - before)
 
 

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +14,9 @@ from pydantic import ValidationError
 from muaudit.results import Frozen
 
 Record = TypeVar("Record", bound=Frozen)
+
+_ABANDONED = 3600.0
+"""Seconds after which a half-written file has no writer any more."""
 
 
 def key_of(**parts: object) -> str:
@@ -34,15 +39,16 @@ def write_atomically(path: Path, data: bytes) -> None:
         data: The whole content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Not tempfile.mkstemp: its files are for their owner alone, and a report is for others to read.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -78,9 +84,11 @@ class Store:
         write_atomically(self._path(key), record.model_dump_json().encode())
 
     def sweep(self) -> None:
-        """Removes what a killed writer left behind."""
+        """Removes what a killed writer left behind; a fresh file may be another process's, in the middle of writing."""
         for leftover in self.folder.glob("*/.*"):
-            leftover.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # its writer was done in this moment
+                if time.time() - leftover.stat().st_mtime > _ABANDONED:
+                    leftover.unlink()
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"

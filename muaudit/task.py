@@ -72,13 +72,14 @@ class ForgetTask:
 
     def __post_init__(self) -> None:
         """Checks what holds for every task, wherever it was read from."""
+        for record in self.records:
+            if not record.units:
+                mend = "" if record.role == "forget" else ", or leave the key out"
+                raise UsageError(f"{record.path}: the {record.role} set is empty: give at least one fact{mend}")
         if not self.forget:
             raise UsageError("the forget set is empty: an audit needs at least one fact that was to be forgotten")
         if self.template != "chat" and "{question}" not in self.template:
             raise UsageError(f"task.template {self.template!r} lacks {{question}}; write it where the question goes, or 'chat'")
-        for record in self.records:
-            if not record.units:
-                raise UsageError(f"{record.path}: the {record.role} set is empty: give at least one fact, or leave the key out")
 
     def items(self) -> Iterator[tuple[Set, Fact]]:
         """Every fact with its set: forget, retain, holdout."""

@@ -1,0 +1,94 @@
+"""The verdict table for a terminal; hostile text can neither colour it nor move its cursor."""
+
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from muaudit.reports.text import controls, interval, name_of, remark, signed, visible
+from muaudit.results import AuditReport, Finding, Verdict
+
+STYLES = {
+    Verdict.PASS: "green",
+    Verdict.FAIL: "bold red",
+    Verdict.INCONCLUSIVE: "yellow",
+    Verdict.SKIPPED: "dim",
+    Verdict.ERROR: "magenta",
+}
+
+LIMIT = 300
+"""Characters of one remark that are shown."""
+
+
+def table(
+    report: AuditReport,
+    console: Console,
+    *,
+    folder: Path | None = None,
+    signed_with: Path | None = None,
+    model: Path | None = None,
+) -> None:
+    """Prints what was audited, every finding, the controls, the verdict and what to do next.
+
+    Lines are never cut to the terminal's width: a number that is not seen is worse than a line that wraps.
+
+    Args:
+        report: The report.
+        console: Where to.
+        folder: Where report.html and audit.intoto.json lie, for the lines that say what to read and how to check it.
+        model: Where the target lies as seen from here; by default its path in the report, which starts from audit.toml.
+        signed_with: The private key; its .pub file is named in the command that checks. Without one there is nothing to check.
+    """
+    rows = [_row(finding) for finding in report.findings]
+    widths = [max((cell.cell_len for cell in column), default=0) for column in zip(*rows, strict=True)]
+    lines = [_heading(report), Text()]
+    for row in rows:
+        for cell, width in zip(row, widths, strict=True):
+            cell.pad_right(width - cell.cell_len)
+        lines.append(Text("   ").join(cell for cell in row if cell.plain.strip()))
+        lines[-1].rstrip()
+        lines[-1].pad_left(2)
+    lines.append(Text())
+    if judged := controls(report):
+        lines.append(Text(f"  controls {judged}"))
+    lines.append(Text("  verdict  ").append(_word(report.verdict)).append(f"   {_line(report.reason)}"))
+    if folder is not None:
+        lines.append(Text(f"  read     {_line(str(folder / 'report.html'))}"))
+    if folder is not None and signed_with is not None:
+        paths = (str(folder / "audit.intoto.json"), str(signed_with.with_suffix(".pub")), str(model or report.target.path))
+        envelope, key, model = (shlex.quote(_line(path)) for path in paths)
+        lines.append(Text(f"  check    muaudit verify {envelope} --key {key} --model {model}"))
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def _heading(report: AuditReport) -> Text:
+    roles = [model.role.split()[0] for model in report.models]
+    words = [
+        f"plan {report.plan_sha256[:8]}",
+        f"target {_line(report.target.path)}",
+        f"references {roles.count('reference')}",
+        f"original {roles.count('original')}",
+        f"policy {_line(str(report.policy.get('name', 'unnamed')))}",
+    ]
+    return Text("   ".join(words))
+
+
+def _row(finding: Finding) -> tuple[Text, ...]:
+    """One finding as name, verdict, numbers and remark; `Text` is printed as it is, where a string could hold markup."""
+    numbers = ""
+    if finding.gap is not None:
+        numbers = f"gap {signed(finding.gap)}  {interval(finding.interval) if finding.interval else ''}"
+        numbers += "" if finding.margin is None else f"  margin {finding.margin:g}"
+    name, note = Text(_line(name_of(finding))), Text(_line(remark(finding)))
+    return name, _word(finding.verdict), Text(numbers), note
+
+
+def _word(verdict: Verdict) -> Text:
+    """The verdict; a fail stands out without colour too."""
+    return Text(verdict.value.upper() if verdict is Verdict.FAIL else verdict.value, style=STYLES[verdict])
+
+
+def _line(text: str) -> str:
+    return visible(text, lines=False, limit=LIMIT)

@@ -1,0 +1,91 @@
+"""Words and numbers as every report shows them, and hostile text made harmless to look at.
+
+What a vendor's model said can hold characters that hide, reorder or recolour what a reader sees; they are shown as their code
+points. That is for the eye alone: escaping markup is the business of whoever writes HTML or a terminal.
+"""
+
+import unicodedata
+
+from muaudit.results import AuditReport, Finding, Verdict
+
+SHOWN = 4_000
+"""Characters of one string that are shown; the rest is in report.json."""
+
+SYMBOLS = {Verdict.PASS: "✓", Verdict.FAIL: "✕", Verdict.INCONCLUSIVE: "?", Verdict.SKIPPED: "\N{EN DASH}", Verdict.ERROR: "!"}
+"""One sign a verdict, so that colour is never the only cue."""
+
+_HIDDEN = frozenset({"Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp"})
+
+
+def visible(text: str, *, lines: bool = True, limit: int = SHOWN) -> str:
+    """Shows what would be invisible, and cuts what is too long to read, saying so.
+
+    Args:
+        text: Any text.
+        lines: Whether line ends and tabs stay; otherwise they are shown too.
+        limit: How many characters to keep.
+
+    Returns:
+        The text with control, format, private and unassigned characters written as `⟨U+202E⟩`.
+    """
+    keep = "\n\t" if lines else ""
+    cut = text[:limit]
+    if not cut.isascii() or not cut.isprintable():
+        cut = "".join(
+            character if character in keep or unicodedata.category(character) not in _HIDDEN else f"⟨U+{ord(character):04X}⟩"
+            for character in cut
+        )
+    return cut if len(text) <= limit else f"{cut} … ({len(text) - limit:,} more characters are in report.json)"
+
+
+def name_of(finding: Finding) -> str:
+    """A finding's name: the attack, and that it is about the retain set where it is."""
+    return finding.attack if finding.measures == "leakage" else f"{finding.attack} (retain set)"
+
+
+def signed(number: float, digits: int = 3) -> str:
+    """A number with its sign: `+0.412`."""
+    return f"{number:+.{digits}f}"
+
+
+def interval(bounds: tuple[float, float]) -> str:
+    """An interval: `[-0.010, +0.016]`."""
+    return f"[{signed(bounds[0])}, {signed(bounds[1])}]"
+
+
+def percent(share: float) -> str:
+    """A share: `61 %`."""
+    return f"{100 * share:.0f} %"
+
+
+def probability(p: float) -> str:
+    """A p-value, never written as zero: `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def remark(finding: Finding) -> str:
+    """What a reader wants to know next, in a few words."""
+    if finding.gap is None:
+        return finding.reason
+    if finding.verdict is Verdict.FAIL and finding.measures == "retention":
+        return "lost knowledge that it was to keep"
+    if finding.verdict is Verdict.FAIL and finding.recovered_share is not None:
+        return f"recovers {percent(finding.recovered_share)} of what the original knew"
+    if finding.verdict is Verdict.FAIL and finding.worst_clusters and any(c.flagged for c in finding.worst_clusters.clusters):
+        return f"worst: {finding.worst_clusters.clusters[0].cluster}"
+    if finding.verdict is Verdict.INCONCLUSIVE and finding.needed_units is not None and finding.needed_units > finding.units:
+        return f"needs about {finding.needed_units - finding.units} more units"
+    return finding.reason if finding.verdict is Verdict.INCONCLUSIVE else ""
+
+
+def controls(report: AuditReport) -> str:
+    """How the models whose answer is known were judged, over all findings; empty where there are none."""
+    found = [finding.controls for finding in report.findings if finding.controls]
+    positive = [control.positive.flagged for control in found if control.positive]
+    negative = [one.flagged for control in found for one in control.negative]
+    words = []
+    if positive:
+        words.append(f"original flagged {sum(positive)} of {len(positive)} times (should be all)")
+    if negative:
+        words.append(f"references flagged {sum(negative)} of {len(negative)} times (should be none)")
+    return "; ".join(words)

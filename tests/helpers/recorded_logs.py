@@ -1,0 +1,41 @@
+"""Audits of recorded outputs that are made in a moment."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from muaudit.testbed.recorded import FACTS, PEOPLE, write_logs
+
+MODEL = 'kind = "recorded"\nformat = "tofu"\npath = "{}.json"\n'
+
+MODELS: dict[str, Collection[int]] = {
+    "original": range(PEOPLE),
+    "retrained-1": (),
+    "retrained-2": (),
+    "retrained-3": (),
+    "honest": (),
+    "suppressed": range(PEOPLE),
+    "one-left": (7,),
+}
+"""An original, references, and targets that forgot all, nothing, and all but one person."""
+
+
+def recorded_audit(folder: Path, target: str, *, noise: float = 0.05, sections: str = "") -> Path:
+    """Writes the logs and an audit of one of the targets.
+
+    Args:
+        folder: Where to.
+        target: A key of `MODELS`.
+        noise: Of the losses from model to model.
+        sections: Further text for audit.toml.
+
+    Returns:
+        The path of `TARGET.toml`; its output goes to `audit-TARGET`.
+    """
+    write_logs(folder, MODELS, noise=noise)
+    text = f'[task]\nkind = "recorded"\ncluster_size = {FACTS}\n[run]\nout = "audit-{target}"\n'
+    text += "[target]\n" + MODEL.format(target) + "[original]\n" + MODEL.format("original")
+    text += "".join("[[references]]\n" + MODEL.format(name) for name in MODELS if name.startswith("retrained"))
+    text += "[attacks.memorization]\n[attacks.relearning]\n" + sections
+    path = folder / f"{target}.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
