@@ -11,8 +11,9 @@ from muaudit.errors import NotApplicable
 from muaudit.models import Finetunes, Finetuning, Model, Query, ScoresText
 from muaudit.task import Fact
 
-WEAK = 0.5
-"""Below this answer probability on its own training texts, a run has not trained enough to prove anything."""
+LEARNED, MOVED = 0.5, 0.5
+"""A run that leaves its own training texts below this probability, and raises their mean log-probability by less than this many
+nats a token, has hardly trained: a low leakage after it proves nothing."""
 
 
 class Relearning(Attack):
@@ -124,29 +125,31 @@ class Relearning(Attack):
                          lora_rank=self.lora_rank, seed=prepared.data["seed"])  # fmt: skip
         probabilities: dict[str, list[float]] = {}
         clusters: dict[str, str] = {}
-        trained: list[float] = []
+        trained: dict[int, list[float]] = {0: [], budgets[-1]: []}
         for run in prepared.data["runs"]:
             queries = [Query(**query) for query in run["score"]]
             texts = [Query(**query) for query in run["train"]]
             for step, copy in model.finetuned(texts, how):
                 for query, score in zip(queries, copy.score(queries), strict=True):
                     probabilities.setdefault(query.unit, []).append(float(np.exp(min(score.mean, 0.0))))
-                if step == budgets[-1]:
-                    trained += [float(np.exp(min(score.mean, 0.0))) for score in copy.score(texts)]
+                if step in trained:
+                    trained[step] += [score.mean for score in copy.score(texts)]
             clusters |= dict(zip((query.unit for query in queries), run["clusters"], strict=True))
-        return self._measurement(np.array(budgets, dtype=float), probabilities, clusters, float(np.mean(trained)))
+        return self._measurement(np.array(budgets, dtype=float), probabilities, clusters, trained)
 
     def _measurement(
         self, budgets: np.ndarray[Any, np.dtype[np.float64]], probabilities: dict[str, list[float]], clusters: dict[str, str],
-        trained: float,
+        trained: dict[int, list[float]],
     ) -> Measurement:  # fmt: skip
         recovery = np.array(list(probabilities.values()))  # [units, budgets]
         area = np.trapezoid(recovery, budgets, axis=1) / budgets[-1]
+        before, after = (np.array(means) for means in trained.values())
+        learned, moved = float(np.exp(np.minimum(after, 0)).mean()), float((after - before).mean())
         weak = None
-        if trained < WEAK:
+        if learned < LEARNED and moved < MOVED:
             weak = (
-                f"after {budgets[-1]:.0f} steps the copy gave its own training texts a probability of {trained:.2f} only: "
-                "too little training to bring anything back; raise learning_rate or budgets"
+                f"{budgets[-1]:.0f} steps raised the log-probability of the training texts by only {moved:.2f} nats a token, "
+                f"to a probability of {learned:.2f}: too little training to bring anything back; raise learning_rate or budgets"
             )
         return Measurement(
             units=tuple(probabilities),
@@ -164,6 +167,6 @@ class Relearning(Attack):
                     y=tuple(recovery.mean(axis=0).tolist()),
                 )
             },
-            summaries={"answer_probability_of_trained_texts": trained},
+            summaries={"answer_probability_of_trained_texts": learned},
             powerless=weak,
         )

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from muaudit.errors import EnvironmentFault
@@ -38,11 +39,15 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def settle(threads: int) -> None:
-    """Fixes what changes the last bits of a sum: thread count, algorithms, and denormals (which also make a CPU crawl).
+@contextmanager
+def settled(threads: int) -> Iterator[None]:
+    """Fixes what changes the last bits of a sum, while it lasts: thread count, algorithms, and denormals (which crawl).
 
     Args:
         threads: Threads to compute with.
+
+    Yields:
+        Nothing; afterwards the caller's process is as it was, so that an audit inside a test session changes no other test.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -50,10 +55,18 @@ def settle(threads: int) -> None:
     try:
         import torch
     except ImportError:
+        yield
         return
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        torch.set_flush_denormal(False)
 
 
 def spread(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], *, workers: int, backend: str) -> Iterator[Any]:

@@ -73,7 +73,7 @@ def load(name: str, base: Path = Path()) -> Policy:
         text = (resources.files("muaudit") / "policies" / f"{name}.toml").read_text(encoding="utf-8")
     else:
         try:
-            text = (base / name).read_text(encoding="utf-8")
+            text = (base / name).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(
                 f"policy {name!r}: no such policy; give the path of one or one of: {', '.join(shipped())}"

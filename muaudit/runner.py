@@ -78,9 +78,9 @@ def run(frozen: Plan, base: Path, *, progress: Progress | None = None) -> AuditR
     """
     started, clock = datetime.now(UTC), time.perf_counter()
     plan.write(frozen, base)
-    compute.settle(frozen.config.run.threads)
     work = _Run(frozen, base, progress or (lambda done, total, what: None))
-    findings = work.findings()
+    with compute.settled(frozen.config.run.threads):
+        findings = work.findings()
     concluded = conclude(findings, frozen.policy, references=len(frozen.config.references))
     report = AuditReport(
         tool=frozen.tool,
@@ -211,7 +211,6 @@ def measure(frozen: Plan, base: Path, role: str, entry: PlannedAttack, prepared:
         Where the measurement is stored, or why there is none.
     """
     run, config = frozen.config.run, dict(frozen.config.models())[role]
-    compute.settle(run.threads)
     kept = Store(plan.store_folder(frozen.config, base))
     digests = [record.digest for record in frozen.models if record.role in (role, f"{role} base")]
     key = store.key_of(
@@ -225,7 +224,8 @@ def measure(frozen: Plan, base: Path, role: str, entry: PlannedAttack, prepared:
         model = _opened(config, base, run.device, tuple(digests))
         before = model.model_seconds
         rng = np.random.default_rng(compute.seed_of(run.seed, entry.attack, "measure"))
-        kept.put(key, _attack(entry).measure(model, prepared, rng))
+        with compute.settled(run.threads):
+            kept.put(key, _attack(entry).measure(model, prepared, rng))
     except Exception as error:  # noqa: BLE001 - one attack's fault must not lose the others
         told = _told(error).replace(f"{base}/", "")  # a report names paths as the plan does
         return Outcome(entry.name, role, key, told, computed=False, model_seconds=0.0)

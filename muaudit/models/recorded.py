@@ -78,11 +78,11 @@ class Recorded:
         try:
             items = _tofu_items(data) if form == "tofu" else _open_unlearning_items(data)
             utility = _tofu_utility(data) if form == "tofu" else {}
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError, ArithmeticError) as error:
             raise ModelError(f"{path}: not a {form} evaluation log: {type(error).__name__}: {error}; check `format`") from error
         if not any(unit.startswith("forget-") for unit in items):
             raise ModelError(f"{path}: no forget items in this {form} evaluation log; check `format` and that the run finished")
-        _refuse_nan(path, items)
+        _refuse_nan(path, items, utility)
         return cls(items, manifest_digest(manifest(path)), utility)
 
     @property
@@ -274,12 +274,29 @@ def _losses(entry: Any) -> tuple[float, ...]:  # noqa: ANN401 - open-unlearning 
     return tuple(loss for part in entry for loss in _losses(part))
 
 
-def _refuse_nan(path: Path, items: Mapping[str, Item]) -> None:
+def _refuse_nan(path: Path, items: Mapping[str, Item], utility: Mapping[str, float]) -> None:
+    """Refuses numbers that no model can have given, which would otherwise turn into leakage."""
     for unit, item in items.items():
-        for role, losses in item.losses.items():
-            if not all(math.isfinite(loss) for loss in losses):
-                raise ModelError(f"{path}: unit {unit!r}: a recorded {role} loss is not a number; mend the recording")
-        if item.rouge_l_recall is not None and not 0 <= item.rouge_l_recall <= 1:
+        if fault := _impossible(item):
+            raise ModelError(f"{path}: unit {unit!r}: {fault}; mend the recording")
+    for name, value in utility.items():
+        if not math.isfinite(value):
             raise ModelError(
-                f"{path}: unit {unit!r}: ROUGE-L recall {item.rouge_l_recall} is outside [0, 1]; mend the recording"
+                f"{path}: {name} comes to {value}: a utility section holds a number that is none; mend the recording"
             )
+
+
+def _impossible(item: Item) -> str | None:
+    if not item.losses["answer"]:
+        return "no answer loss was recorded"
+    for role, losses in item.losses.items():
+        if len(losses) != len(item.tokens[role]):
+            return f"{len(losses)} {role} losses were recorded with {len(item.tokens[role])} token counts"
+        for loss, tokens in zip(losses, item.tokens[role], strict=True):
+            if not 0 <= loss < math.inf:
+                return f"a recorded {role} loss is {loss}, which is no mean negative log-probability"
+            if tokens < 1:
+                return f"a recorded {role} has {tokens} tokens"
+    if item.rouge_l_recall is not None and not 0 <= item.rouge_l_recall <= 1:
+        return f"ROUGE-L recall {item.rouge_l_recall} is outside [0, 1]"
+    return None

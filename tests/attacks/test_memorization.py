@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from muaudit.attacks import memorization as m
 
 from muaudit.attack import Bench
+from muaudit.attacks import memorization as m
 from muaudit.models import Query, TextScore
 from muaudit.task import Fact, ForgetTask, Paraphrase
 

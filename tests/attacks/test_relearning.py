@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from muaudit.attacks.relearning import Relearning
 from pydantic import ValidationError
 
 from muaudit.attack import Bench, Measurement
+from muaudit.attacks.relearning import Relearning
 from muaudit.errors import NotApplicable
 from muaudit.models import Finetuning, Query, TextScore
 from muaudit.task import Fact, ForgetTask

@@ -1,0 +1,103 @@
+# Everything runs in .venv, made here from constraints.txt; a stamp in it keeps a second run from installing again.
+# On a machine with several Pythons: make audit PYTHON=python3.12
+PYTHON ?= python3
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+CONSTRAINTS := constraints.txt
+
+BIN := .venv/bin
+# Nothing is built in isolation: there, pip would fetch build tools (or a torch) that constraints.txt does not name.
+# Byte code is compiled on first import instead of for every file that is installed: torch and its kin bring thousands.
+INSTALL = -m pip install -qq --no-compile --no-build-isolation -c $(CONSTRAINTS)
+WHEEL = build/dist/muaudit-*.whl
+# Tests that open no model: one environment is enough for them.
+NO_MODELS := $(addprefix --ignore=tests/muaudit/test_,examples.py packaging.py pytest_plugin.py store.py config.py task.py policy.py)
+PYTEST_TOOLS := pytest pytest-timeout pytest-xdist hypothesis jsonschema
+
+.PHONY: help audit test check typecheck format test-core test-transformers5 test-main bench clean
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+help:  ## Lists the targets.
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+audit: .venv/.models  ## Trains known-answer models, audits two of them and signs the reports.
+	@$(BIN)/muaudit demo
+
+test:  ## Everything that CI runs; pytest's own summary comes last.
+	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory test-core
+	@$(MAKE) --no-print-directory test-transformers5
+	@$(MAKE) --no-print-directory test-main
+
+check: .venv/.dev  ## Lints, then type-checks the built wheel, which is what ships.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory typecheck
+
+typecheck: wheel
+	cd build/wheel && ../../$(BIN)/mypy --strict --config-file ../../pyproject.toml -p muaudit
+
+.PHONY: wheel
+wheel: .venv/.dev
+	@rm -rf build && mkdir build
+	@$(BIN)/python -m build --wheel --no-isolation --outdir build/dist . > build/log 2>&1 || { cat build/log; exit 1; }
+	@$(BIN)/python -m zipfile -e $(WHEEL) build/wheel
+
+format: .venv/.dev  ## Formats and mends what ruff can mend.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-core: .venv-core/.done wheel  ## The wheel alone, without torch: command line, recorded outputs, pytest gate.
+	@.venv-core/bin/python $(INSTALL) --no-deps --force-reinstall $(WHEEL)
+	@rm -rf build/core && mkdir -p build/core && cp -r examples/release_gate build/core/
+	@cd build/core && ../../.venv-core/bin/python -c "import importlib.util as u; assert not u.find_spec('torch'), 'torch is here'"
+	cd build/core && ../../.venv-core/bin/muaudit --version
+	@cd build/core && ../../.venv-core/bin/muaudit verify --help > /dev/null
+	@cd build/core && ../../.venv-core/bin/muaudit render --help > /dev/null
+	cd build/core/release_gate && ../../../.venv-core/bin/python -P make_logs.py && ../../../.venv-core/bin/python -P -m pytest -q
+
+test-transformers5: .venv-transformers5/.done  ## What touches models, on transformers 5 and without textattack.
+	.venv-transformers5/bin/pytest -q -n 2 -m "not textattack and not chromium" tests/attacks tests/muaudit $(NO_MODELS)
+
+test-main: .venv/.dev  ## The whole test suite.
+	$(BIN)/pytest -n 2
+
+bench: .venv/.dev  ## Measures speed and error rates; takes a while, prints, judges nothing.
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+clean:  ## Removes what was built and installed here.
+	rm -rf .venv .venv-core .venv-transformers5 build dist muaudit.egg-info demo-audit
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.models: pyproject.toml constraints.txt
+	@echo "installing muaudit[models] into .venv; this happens once"
+	@$(call environment,.venv)
+	@$(BIN)/python $(INSTALL) -e '.[models]'
+	@touch $@
+
+.venv/.dev: .venv/.models
+	@echo "installing muaudit[text] and the dev tools into .venv; this happens once"
+	@$(BIN)/python $(INSTALL) -e '.[text]' --group dev
+	@touch $@
+
+.venv-core/.done: pyproject.toml constraints.txt
+	@echo "installing the core, without torch, into .venv-core; this happens once"
+	@$(call environment,.venv-core)
+	@.venv-core/bin/python $(INSTALL) . pytest pytest-timeout
+	@touch $@
+
+.venv-transformers5/.done: CONSTRAINTS := constraints-transformers5.txt
+.venv-transformers5/.done: pyproject.toml constraints-transformers5.txt
+	@echo "installing muaudit[models] on transformers 5 into .venv-transformers5; this happens once"
+	@$(call environment,.venv-transformers5)
+	@.venv-transformers5/bin/python $(INSTALL) -e '.[models]' $(PYTEST_TOOLS)
+	@touch $@
+
+# A virtual environment with the pinned pip, and the build tools that building without isolation needs.
+define environment
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo "muaudit needs Python 3.11 or later; $(PYTHON) is older: make PYTHON=python3.11 ..." >&2; exit 5; }; \
+$(PYTHON) -m venv $(1) && $(1)/bin/python -m pip install -qq -c $(CONSTRAINTS) pip && $(1)/bin/python $(INSTALL) setuptools wheel
+endef

@@ -1,0 +1,134 @@
+"""The main job on known-answer models: an audit that must fail and one that must pass, both signed."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from muaudit import runner
+from muaudit.results import AuditReport
+from muaudit.starter import write
+
+SUPPRESSED, HONEST = "npo-questions", "retrain"
+"""The two targets: one that only stopped answering, and an honest retrain."""
+
+REFERENCES = ("reference-1", "reference-2", "reference-3")
+
+_AUDITOR = "muaudit demo"
+
+
+def build_testbed(
+    out: Path, *, preset: str, workers: int, progress: Callable[[int, int, str], None] | None = None
+) -> dict[str, Path]:
+    """Builds the testbed that the demo audits, or what is missing of it.
+
+    Args:
+        out: Folder for data and models.
+        preset: `small` or `standard`.
+        workers: Trainings at a time.
+        progress: Told of every model.
+
+    Returns:
+        Paths of the task files and the models, by name.
+    """
+    from muaudit.testbed.build import PRESETS, build
+
+    names = ["original", *REFERENCES, HONEST, SUPPRESSED]
+    done = 0
+
+    def report(name: str, reused: bool) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, len(names), f"{name} {'was there' if reused else 'trained'}")
+
+    return build(PRESETS[preset], out, names, jobs=workers, progress=report)
+
+
+def write_audit(path: Path, models: Mapping[str, Path], *, target: str, key: Path | None = None, workers: int = 1) -> Path:
+    """Writes an audit.toml of a testbed's model, as `muaudit init` writes it for a user's.
+
+    Args:
+        path: The file; an older one is replaced.
+        models: What `build_testbed` returned.
+        target: The model to audit.
+        key: The auditor's private key.
+        workers: Measurements at a time.
+
+    Returns:
+        The file. Its results go to a folder beside it, of the same name; audits in one folder share a store.
+    """
+    path.unlink(missing_ok=True)
+    write(
+        path,
+        target=models[target],
+        forget=models["forget"],
+        retain=models["retain"],
+        holdout=models["holdout"],
+        original=models["original"],
+        references=[models[name] for name in REFERENCES],
+        key=key,
+    )
+    text = path.read_text(encoding="utf-8")
+    text = text.replace('out = "audit"', f'out = "{path.stem}"\nstore = "store"').replace(
+        "workers = 1 ", f"workers = {workers} "
+    )
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def run(out: Path, *, workers: int, console: Console) -> dict[str, AuditReport]:
+    """Trains, audits, prints, signs.
+
+    Args:
+        out: Folder of everything; what is there already is not made again.
+        workers: Trainings and measurements at a time.
+        console: Where the tables go.
+
+    Returns:
+        The two reports, by target.
+    """
+    from muaudit.cli import deliver
+    from muaudit.reports.keys import keygen
+    from muaudit.reports.terminal import table
+
+    start = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    key = out / "auditor.key"
+    if not key.exists():
+        keygen(out / "auditor", _AUDITOR)
+    reports = {}
+    with _bars(console) as bars:
+        line = bars.add_task("training known-answer models", total=None)
+        models = build_testbed(
+            out / "testbed", preset="standard", workers=workers,
+            progress=lambda done, total, what: bars.update(line, completed=done, total=total, description=f"training: {what}"),
+        )  # fmt: skip
+        for target in (SUPPRESSED, HONEST):
+            audit = write_audit(out / f"{target}.toml", models, target=target, key=key, workers=workers)
+            line = bars.add_task(f"auditing {target}", total=None)
+
+            def progress(done: int, total: int, what: str, target: str = target, line: int = line) -> None:
+                bars.update(line, completed=done, total=total, description=f"auditing {target}: {what}")  # type: ignore[arg-type]
+
+            reports[target] = runner.audit(audit, progress=progress)
+            deliver(reports[target], out / target, key)
+    for target, report in reports.items():
+        console.print(f"\n[bold]{_TOLD[target]}[/bold]")
+        table(report, console, folder=out / target, signed_with=key, model=models[target])
+    console.print(f"\n{time.perf_counter() - start:.0f} s. Next: muaudit init --help writes an audit.toml for your own model.")
+    return reports
+
+
+_TOLD = {
+    SUPPRESSED: "1. A model that only stopped answering: unlearned on one form of the questions",
+    HONEST: "2. An honest retrain: it never saw the forget set",
+}
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    )  # fmt: skip

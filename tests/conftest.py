@@ -1,0 +1,41 @@
+"""Models that many tests share: trained once a session, whichever worker asks first, and kept by content between sessions."""
+
+import fcntl
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+KEPT = Path(__file__).parent.parent / ".muaudit"
+"""Outside version control; a clean checkout has none and trains anew."""
+
+Build = Callable[[str, Sequence[str]], dict[str, Path]]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time: pytest-xdist's workers share what is built."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def testbed() -> Build:
+    """Builds the named models of a preset, or finds them: `testbed("small", ["original", "reference-1"])`."""
+    pytest.importorskip("torch")
+    from muaudit.testbed.build import PRESETS, build
+
+    def built(preset: str, models: Sequence[str]) -> dict[str, Path]:
+        with locked(KEPT / f"{preset}.lock"):
+            return build(PRESETS[preset], KEPT / preset, models, jobs=2)
+
+    return built
+
+
+@pytest.fixture(scope="session")
+def small(testbed: Build) -> dict[str, Path]:
+    """The small testbed: task files, original, three references and two targets."""
+    return testbed("small", ["original", "reference-1", "reference-2", "reference-3", "retrain", "npo-questions"])
