@@ -40,11 +40,12 @@ def resolve_device(device: str) -> str:
 
 
 @contextmanager
-def settled(threads: int) -> Iterator[None]:
+def settled(threads: int, *, torch_used: bool = True) -> Iterator[None]:
     """Fixes what changes the last bits of a sum, while it lasts: thread count, algorithms, and denormals (which crawl).
 
     Args:
         threads: Threads to compute with.
+        torch_used: False where nothing but recorded outputs is read, so that torch need not be imported.
 
     Yields:
         Nothing; afterwards the caller's process is as it was, so that an audit inside a test session changes no other test.
@@ -52,11 +53,11 @@ def settled(threads: int) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        import torch
-    except ImportError:
+    if not torch_used:
         yield
         return
+    import torch
+
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -168,7 +168,9 @@ def parse(values: dict[str, Any], name: str) -> AuditConfig:
 
 
 def _fault(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
+    faults = error.errors(include_url=False)
+    # A misspelt key is both unknown and missing; the first says more.
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     # pydantic puts the chosen kind into the path of a tagged union; the user did not write it there.
     tag = {"task": 1, "target": 1, "original": 1, "references": 2}.get(str(next(iter(first["loc"]), "")))
     path = [str(part) for place, part in enumerate(first["loc"]) if place != tag]

@@ -11,8 +11,8 @@ from muaudit import runner
 from muaudit.results import AuditReport
 from muaudit.starter import write
 
-SUPPRESSED, HONEST = "npo-questions", "retrain"
-"""The two targets: one that only stopped answering, and an honest retrain."""
+SUPPRESSED, HONEST = "refusal", "retrain"
+"""The two targets: one that only learned to decline the questions, and an honest retrain."""
 
 REFERENCES = ("reference-1", "reference-2", "reference-3")
 
@@ -123,7 +123,7 @@ def run(out: Path, *, workers: int, console: Console) -> dict[str, AuditReport]:
 
 
 _TOLD = {
-    SUPPRESSED: "1. A model that only stopped answering: unlearned on one form of the questions",
+    SUPPRESSED: "1. A model that only learned to decline the forgotten questions",
     HONEST: "2. An honest retrain: it never saw the forget set",
 }
 

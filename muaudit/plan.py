@@ -109,7 +109,9 @@ def make(settings: AuditConfig, base: Path) -> Plan:
     planned = tuple(_attack(name, dict(values)) for name, values in settings.attacks.items())
     if unknown := sorted(set(rule.margins) - {entry.name for entry in planned} - set(attacks.registry())):
         raise UsageError(f"policy.margins names {unknown[0]!r}, which is no attack of this audit; name one of [attacks]")
-    device = resolve_device(settings.run.device)
+    models = tuple(_model_records(settings, base))
+    recorded = all(model.kind == "recorded" for _, model in settings.models())
+    device = "cpu" if recorded else resolve_device(settings.run.device)
     resolved = settings.model_copy(update={"run": settings.run.model_copy(update={"device": device})})
     task = open_task(settings, base)
     return Plan(
@@ -118,7 +120,7 @@ def make(settings: AuditConfig, base: Path) -> Plan:
         config=resolved,
         policy=rule,
         attacks=planned,
-        models=tuple(_model_records(settings, base)),
+        models=models,
         data=task.records,
         task_digest=task.digest,
         versions=dict(_versions()),

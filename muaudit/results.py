@@ -167,9 +167,10 @@ class Finding(Frozen):
         gap: Mean over units of target leakage minus mean reference leakage, in [-1, 1].
         interval: Two-sided 95 % interval of the gap.
         upper_bound: One-sided 95 % upper bound of the gap, which `pass` needs below the margin.
+        lower_bound: One-sided 95 % lower bound; `pass` needs it above minus the margin for retention and two-sided attacks.
         margin: The difference below which target and reference count as equivalent.
         noise_floor: How far a further reference may lie from the mean of these; None with one reference.
-        p_value: One-sided p-value of "the gap is at most max(margin, noise floor)".
+        p_value: One-sided p-value of "the gap is at most max(margin, noise floor)"; of the loss, for retention.
         target: Mean leakage of the target; likewise `references` and `original`.
         recovered_share: (target - reference) / (original - reference); None without an original that leaks.
         smallest_detectable_gap: The smallest true gap that this design would have failed with probability 0.8.
@@ -184,6 +185,7 @@ class Finding(Frozen):
     gap: float | None = None
     interval: tuple[float, float] | None = None
     upper_bound: float | None = None
+    lower_bound: float | None = None
     margin: float | None = None
     noise_floor: float | None = None
     p_value: float | None = None

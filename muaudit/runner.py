@@ -79,7 +79,7 @@ def run(frozen: Plan, base: Path, *, progress: Progress | None = None) -> AuditR
     started, clock = datetime.now(UTC), time.perf_counter()
     plan.write(frozen, base)
     work = _Run(frozen, base, progress or (lambda done, total, what: None))
-    with compute.settled(frozen.config.run.threads):
+    with compute.settled(frozen.config.run.threads, torch_used=frozen.config.task.kind != "recorded"):
         findings = work.findings()
     concluded = conclude(findings, frozen.policy, references=len(frozen.config.references))
     report = AuditReport(
@@ -142,7 +142,10 @@ class _Run:
         families = {role: family(model) for role, model in self.models.items()}
         for role, kind in families.items():
             if role != "original" and (missing := attack.missing(kind)):
-                raise NotApplicable(f"the {role} is {kind.__name__}, which lacks what this attack needs: {', '.join(missing)}")
+                raise NotApplicable(
+                    f"the {role} is of kind {self.models[role].kind!r}, which lacks what this attack needs: "
+                    + ", ".join(missing)
+                )
         common = frozenset(need.__name__ for need in CAPABILITIES if all(issubclass(kind, need) for kind in families.values()))
         key = store.key_of(
             what="prepared", attack=entry.model_dump(mode="json"), task=self.plan.task_digest, seed=self.plan.config.run.seed,
@@ -224,7 +227,7 @@ def measure(frozen: Plan, base: Path, role: str, entry: PlannedAttack, prepared:
         model = _opened(config, base, run.device, tuple(digests))
         before = model.model_seconds
         rng = np.random.default_rng(compute.seed_of(run.seed, entry.attack, "measure"))
-        with compute.settled(run.threads):
+        with compute.settled(run.threads, torch_used=config.kind != "recorded"):
             kept.put(key, _attack(entry).measure(model, prepared, rng))
     except Exception as error:  # noqa: BLE001 - one attack's fault must not lose the others
         told = _told(error).replace(f"{base}/", "")  # a report names paths as the plan does

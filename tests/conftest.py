@@ -37,5 +37,5 @@ def testbed() -> Build:
 
 @pytest.fixture(scope="session")
 def small(testbed: Build) -> dict[str, Path]:
-    """The small testbed: task files, original, three references and two targets."""
-    return testbed("small", ["original", "reference-1", "reference-2", "reference-3", "retrain", "npo-questions"])
+    """The small testbed: task files, original, three references and an honest retrain."""
+    return testbed("small", ["original", "reference-1", "reference-2", "reference-3", "retrain"])

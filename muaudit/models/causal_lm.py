@@ -57,8 +57,15 @@ class CausalLM:
         batch_size: Most texts a forward pass.
     """
 
-    def __init__(self, module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, digest: str = "",
-                 batch_size: int = 64, stopwatch: Stopwatch | None = None) -> None:
+    def __init__(
+        self,
+        module: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        digest: str = "",
+        batch_size: int = 64,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
         """Wraps a network that is already in memory.
 
         Args:
@@ -77,8 +84,16 @@ class CausalLM:
         self._stopwatch = stopwatch or Stopwatch()
 
     @classmethod
-    def open(cls, path: Path | str, *, base: Path | str | None = None, dtype: Dtype = "float32", device: str = "auto",
-             device_map: str | dict[str, Any] | None = None, batch_size: int = 64) -> Self:
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        base: Path | str | None = None,
+        dtype: Dtype = "float32",
+        device: str = "auto",
+        device_map: str | dict[str, Any] | None = None,
+        batch_size: int = 64,
+    ) -> Self:
         """Opens a local folder.
 
         Args:
@@ -113,7 +128,7 @@ class CausalLM:
 
     @property
     def _device(self) -> torch.device:
-        return self.module.get_input_embeddings().weight.device
+        return torch.device(self.module.get_input_embeddings().weight.device)
 
     @property
     def _context(self) -> int | None:
@@ -169,7 +184,7 @@ class CausalLM:
                 message names the unit.
         """
         with self._stopwatch.running(), _memory():
-            encoded = encode(self.tokenizer, [(query.prompt, query.completion) for query in queries])
+            encoded = encode(self.tokenizer, self._pairs(queries))
             for query, text in zip(queries, encoded, strict=True):
                 self._refuse_misfit(query.unit, len(text.ids), bool(text.targets))
             scores: list[TextScore | None] = [None] * len(queries)
@@ -186,7 +201,7 @@ class CausalLM:
         logits, targets = completion_logits(self.module, texts, self._device)
         values: list[float] = []
         hits: list[bool] = []
-        for part, wanted in zip(logits.split(_SOFTMAX_ROWS), targets.split(_SOFTMAX_ROWS), strict=True):
+        for part, wanted in zip(torch.split(logits, _SOFTMAX_ROWS), torch.split(targets, _SOFTMAX_ROWS), strict=True):
             rows = part.float()
             chosen = rows.gather(1, wanted[:, None])[:, 0] - rows.logsumexp(1)
             values += chosen.tolist()
@@ -209,13 +224,14 @@ class CausalLM:
             ModelError: Prompt and new tokens do not fit the model's context, or a logit is NaN; the message names the unit.
         """
         with self._stopwatch.running(), _memory():
-            prompts = encode_prompts(self.tokenizer, [query.prompt for query in queries])
+            prompts = encode_prompts(self.tokenizer, [prompt for prompt, _ in self._pairs(queries)])
             for query, ids in zip(queries, prompts, strict=True):
                 self._refuse_misfit(query.unit, len(ids) + max_new_tokens, bool(ids))
             texts = [""] * len(queries)
             for batch in self._batches([len(ids) + max_new_tokens for ids in prompts]):
                 units = [queries[i].unit for i in batch]
-                for index, text in zip(batch, self._generate_batch([prompts[i] for i in batch], units, max_new_tokens), strict=True):
+                new = self._generate_batch([prompts[i] for i in batch], units, max_new_tokens)
+                for index, text in zip(batch, new, strict=True):
                     texts[index] = text
         return texts
 
@@ -240,8 +256,8 @@ class CausalLM:
         new = self.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in new]
 
-    def finetuned(self, texts: Sequence[tuple[str, str]], how: Finetuning) -> Iterator[tuple[int, "CausalLM"]]:
-        """Trains a copy on (prompt, completion) pairs, loss on the completion, and hands it out at each budget.
+    def finetuned(self, texts: Sequence[Query], how: Finetuning) -> Iterator[tuple[int, "CausalLM"]]:
+        """Trains a copy on the queries' completions after their prompts, and hands it out at each budget.
 
         AdamW, constant rate after the warm-up, gradients clipped to norm 1. Weights below float32 are trained in float32
         (in bfloat16 small steps round to nothing); with LoRA only the adapters are, and the copy shares the frozen weights.
@@ -257,9 +273,10 @@ class CausalLM:
         Raises:
             ModelError: There is nothing to train on, a text does not fit, or the loss is not finite.
         """
-        encoded = encode(self.tokenizer, texts)
-        for number, text in enumerate(encoded, start=1):
-            self._refuse_misfit(f"training text {number}", len(text.ids), bool(text.targets))
+        pairs = self._pairs(texts)
+        encoded = encode(self.tokenizer, pairs)
+        for query, text in zip(texts, encoded, strict=True):
+            self._refuse_misfit(query.unit, len(text.ids), bool(text.targets))
         if not encoded:
             raise ModelError("fine-tuning needs at least one text, and got none")
         with self._stopwatch.running(), _memory():
@@ -268,7 +285,7 @@ class CausalLM:
             optimizer = torch.optim.AdamW(weights, lr=how.learning_rate, weight_decay=how.weight_decay)
             stream = _stream(len(encoded), how.seed)
         size, done = min(how.batch_size, len(encoded)), 0
-        described = json.dumps([self.digest, how.model_dump(mode="json", exclude={"budgets"}), list(texts)])
+        described = json.dumps([self.digest, how.model_dump(mode="json", exclude={"budgets"}), pairs])
         for budget in sorted(how.budgets):
             with self._stopwatch.running(), _memory():
                 copied.train()
@@ -283,7 +300,10 @@ class CausalLM:
                 optimizer.zero_grad(set_to_none=True)
                 done = max(done, budget)
             digest = hashlib.sha256(f"{described} {budget}".encode()).hexdigest()
-            yield budget, type(self)(copied, self.tokenizer, digest=digest, batch_size=self.batch_size, stopwatch=self._stopwatch)
+            yield (
+                budget,
+                type(self)(copied, self.tokenizer, digest=digest, batch_size=self.batch_size, stopwatch=self._stopwatch),
+            )
 
     def _copy(self, how: Finetuning) -> PreTrainedModel:
         """A copy with its trainable weights marked; with LoRA it shares the frozen ones, which nothing changes."""
@@ -297,6 +317,9 @@ class CausalLM:
             if weight.requires_grad:
                 weight.data = weight.data.float()
         return copied
+
+    def _pairs(self, queries: Sequence[Query]) -> list[tuple[str, str]]:
+        return [(self.chat(query.prompt) if query.chat else query.prompt, query.completion) for query in queries]
 
     def _refuse_misfit(self, unit: str, length: int, has_completion: bool) -> None:
         if not has_completion:
@@ -375,7 +398,7 @@ def _step(module: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: Sequ
     loss = cross_entropy(logits.float(), targets)
     if not torch.isfinite(loss):
         raise ModelError(f"fine-tuning: the loss is {loss.item()}; lower learning_rate, or open the model with dtype float32")
-    loss.backward()
+    torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], 1.0)
     optimizer.step()
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,7 +50,9 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ModelError(f"device {name!r}: not a device; write auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise EnvironmentFault(f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; set device = \"cpu\"")
+        raise EnvironmentFault(
+            f'device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices; set device = "cpu"'
+        )
     return device
 
 
@@ -188,9 +191,13 @@ def _merged(module: PreTrainedModel, adapter: Path) -> PreTrainedModel:
         if saved == wanted:
             return cast("PreTrainedModel", model.merge_and_unload(safe_merge=True))
     except _UNUSABLE as error:
-        raise ModelError(f"{adapter}: the adapter cannot be merged into its model ({_line(error)}); is base the right one?") from error
+        raise ModelError(
+            f"{adapter}: the adapter cannot be merged into its model ({_line(error)}); is base the right one?"
+        ) from error
     odd = sorted(saved ^ wanted)
-    raise ModelError(f"{adapter}: {len(odd)} weights of the adapter do not fit its model (first: {odd[0]}); is base the right one?")
+    raise ModelError(
+        f"{adapter}: {len(odd)} weights of the adapter do not fit its model (first: {odd[0]}); is base the right one?"
+    )
 
 
 def _line(error: BaseException) -> str:
@@ -206,7 +213,9 @@ def _quiet() -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         transformers_logging.set_verbosity(level)
         if bars:

@@ -1,0 +1,178 @@
+"""What a finding shows beside its verdict: clusters, units, supporting scores, curves, notes. Nothing here decides anything."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from muaudit.attack import Measurement
+from muaudit.results import (
+    ClusterResult,
+    Curve,
+    CurveLine,
+    KolmogorovSmirnov,
+    ScoreResult,
+    UnitResult,
+    WorstClusters,
+)
+from muaudit.statistics import mean_gap
+from muaudit.worst_cluster import Maximum
+
+FloatArray = NDArray[np.float64]
+
+SHOWN_CLUSTERS = 10
+SHOWN_UNITS = 8
+FORGET_QUALITY = "truth_ratio"
+"""Scores whose name starts so get the two-sample test that TOFU publishes as forget quality (as its logarithm)."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The units of one set on every model, as arrays over the n units."""
+
+    units: list[str]
+    names: list[str]
+    codes: NDArray[np.int64]
+    chosen: NDArray[np.int64]
+    target: Measurement
+    references: Sequence[Measurement]
+    original: Measurement | None
+
+    @classmethod
+    def of(
+        cls, chosen: NDArray[np.int64], target: Measurement, references: Sequence[Measurement], original: Measurement | None
+    ) -> "Panel":
+        """The panel of the units at the chosen positions of every measurement."""
+        names, codes = np.unique([target.clusters[index] for index in chosen], return_inverse=True)
+        units = [target.units[index] for index in chosen]
+        return cls(units, names.tolist(), codes, chosen, target, references, original)
+
+    def column(self, measurement: Measurement, score: str | None = None) -> FloatArray:
+        """One model's leakage, or one of its supporting scores."""
+        return np.array(measurement.leakage if score is None else measurement.scores[score], dtype=np.float64)[self.chosen]
+
+    def rows(self, score: str | None = None) -> tuple[FloatArray, FloatArray, FloatArray | None]:
+        """Target [n], references [K, n] and original [n]."""
+        original = self.original
+        known = original is not None and (score is None or score in original.scores)
+        return (
+            self.column(self.target, score),
+            np.stack([self.column(reference, score) for reference in self.references]),
+            self.column(original, score) if original is not None and known else None,
+        )
+
+
+def roles(references: Sequence[Measurement], target: Measurement, original: Measurement | None) -> dict[str, Measurement]:
+    """The measurements by model role: `target`, `reference 1` and on, `original` where there is one."""
+    named = {"target": target} | {f"reference {number}": one for number, one in enumerate(references, 1)}
+    return named if original is None else named | {"original": original}
+
+
+def worst_clusters(panel: Panel, maximum: Maximum, *, margin: float, two_sided: bool) -> WorstClusters:
+    """The clusters with the largest gaps and all flagged ones, with the p-value of the largest gap beyond the margin."""
+    target, references, _ = panel.rows()
+    sizes = np.bincount(panel.codes)
+    size_of_gap = np.abs(maximum.gaps) if two_sided else maximum.gaps
+    order = np.argsort(-size_of_gap, kind="stable")
+    shown = [index for rank, index in enumerate(order) if rank < SHOWN_CLUSTERS or maximum.flagged[index]]
+    means = [np.bincount(panel.codes, row) / sizes for row in (target, references.mean(0))]
+    beyond = size_of_gap > margin
+    return WorstClusters(
+        clusters=tuple(
+            ClusterResult(
+                cluster=panel.names[index],
+                units=int(sizes[index]),
+                target=float(means[0][index]),
+                references=float(means[1][index]),
+                gap=float(maximum.gaps[index]),
+                threshold=float(maximum.thresholds[index]),
+                flagged=bool(maximum.flagged[index]),
+            )
+            for index in shown
+        ),
+        p_value=float(maximum.p_values[beyond if beyond.any() else slice(None)].min()),
+        margin=margin,
+        smallest_detectable_gap=maximum.smallest_detectable_gap,
+        null="the references, each audited against the others"
+        if len(references) > 1
+        else "the spread of the one reference's own units and clusters, for want of a second reference",
+    )
+
+
+def scores(panel: Panel, confidence: float, *, forget: bool) -> tuple[ScoreResult, ...]:
+    """Supporting scores that every compared model has, by name."""
+    results = []
+    for name in sorted(panel.target.scores):
+        if any(name not in reference.scores for reference in panel.references):
+            continue
+        target, references, original = panel.rows(name)
+        estimate = mean_gap(target, references, panel.codes)
+        tests = enumerate(references, 1) if forget and name.startswith(FORGET_QUALITY) else ()
+        results.append(
+            ScoreResult(
+                name=name,
+                target=float(target.mean()),
+                references=float(references.mean()),
+                original=None if original is None else float(original.mean()),
+                gap=estimate.value,
+                interval=estimate.interval(confidence),
+                ks=tuple(_kolmogorov_smirnov(f"reference {number}", target, row) for number, row in tests),
+            )
+        )
+    return tuple(results)
+
+
+def _kolmogorov_smirnov(name: str, target: FloatArray, reference: FloatArray) -> KolmogorovSmirnov:
+    test = stats.ks_2samp(target, reference)
+    return KolmogorovSmirnov(reference=name, statistic=float(test.statistic), p_value=float(test.pvalue))
+
+
+def curves(models: Mapping[str, Measurement]) -> tuple[Curve, ...]:
+    """The target's curves, with a line for every model that has them."""
+    return tuple(
+        Curve(
+            name=name,
+            x_label=curve.x_label,
+            y_label=curve.y_label,
+            x=curve.x,
+            lines=tuple(CurveLine(model=role, y=one.curves[name].y) for role, one in models.items() if name in one.curves),
+        )
+        for name, curve in sorted(models["target"].curves.items())
+    )
+
+
+def worst_units(panel: Panel, models: Mapping[str, Measurement], *, two_sided: bool) -> tuple[UnitResult, ...]:
+    """The units with the largest gaps, largest first, with what each model said about them."""
+    target, references, original = panel.rows()
+    gaps = target - references.mean(0)
+    order = np.argsort(-np.abs(gaps) if two_sided else -gaps, kind="stable")[:SHOWN_UNITS]
+    return tuple(
+        UnitResult(
+            id=panel.units[index],
+            cluster=panel.names[panel.codes[index]],
+            target=float(target[index]),
+            references=float(references[:, index].mean()),
+            original=None if original is None else float(original[index]),
+            gap=float(gaps[index]),
+            transcripts={
+                role: one.transcripts[panel.units[index]]
+                for role, one in models.items()
+                if panel.units[index] in one.transcripts
+            },
+        )
+        for index in order
+    )
+
+
+def notes(models: Mapping[str, Measurement], references: int) -> tuple[str, ...]:
+    """The measurements' notes, each once, with the models that it is about unless it is about all."""
+    said: dict[str, list[str]] = {}
+    for role, measurement in models.items():
+        for note in measurement.notes:
+            said.setdefault(note, []).append(role)
+    notes = [note if len(who) == len(models) else f"{', '.join(who)}: {note}" for note, who in said.items()]
+    if references == 1:
+        notes.append("training noise was not estimated: there is one reference, so the margin alone decides")
+    return tuple(notes)

@@ -1,0 +1,107 @@
+"""Why a verdict was given, in one sentence for a reader who knows no statistics. Derived from the finding alone."""
+
+from collections.abc import Sequence
+
+from muaudit.results import ClusterResult, Finding, Verdict
+
+NAMED = 3
+"""Clusters and findings that a sentence names before it counts the rest."""
+
+
+def points(share: float) -> str:
+    """A share in hundredths, such as 0.412 as '41' and 0.034 as '3.4'."""
+    hundredths = abs(share) * 100
+    return f"{hundredths:.0f}" if hundredths >= 10 else f"{hundredths:.1f}".removesuffix(".0")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: all of a few, the first of many."""
+    if len(names) > NAMED:
+        return f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _of_clusters(flagged: Sequence[ClusterResult]) -> str:
+    worst = flagged[0]
+    which = listed([repr(one.cluster) for one in flagged])
+    rates = f"leaks {points(worst.target)} % where models that never saw it leak {points(worst.references)} %"
+    verb = "still remembered" if worst.gap > 0 else "told apart by an unnaturally low score"
+    if len(flagged) == 1:
+        return f"one cluster ({which}) is {verb}: it {rates}"
+    return f"{len(flagged)} clusters ({which}) are {verb}: the worst {rates}"
+
+
+def _of_mean(finding: Finding) -> str:
+    gap = finding.gap or 0.0
+    if finding.measures == "retention":
+        return f"the target lost {points(gap)} points of the retain set that models retrained without the forget set keep"
+    if gap < 0:
+        return f"the target gives back {points(gap)} points less of the forget set than models that never saw it: it stands out"
+    return f"the target gives back {points(gap)} points more of the forget set than models that never saw it"
+
+
+def of_failure(finding: Finding, *, mean: bool, clusters: bool) -> str:
+    """Why a finding failed: by its mean, by single clusters, or by both."""
+    flagged = [one for one in finding.worst_clusters.clusters if one.flagged] if finding.worst_clusters else []
+    sentences = ([_of_mean(finding)] if mean else []) + ([_of_clusters(flagged)] if clusters and flagged else [])
+    return "; ".join(sentences)
+
+
+def of_pass(finding: Finding) -> str:
+    """Why a finding passed: the bound that was shown, beside the one allowed."""
+    allowed = f"({points(finding.margin or 0.0)} are allowed)"
+    if finding.measures == "retention":
+        lost = points(max(0.0, -(finding.lower_bound or 0.0)))
+        return (
+            f"the target lost at most {lost} points of the retain set against models retrained without the forget set {allowed}"
+        )
+    if finding.sided == "two":
+        apart = max(abs(finding.lower_bound or 0.0), abs(finding.upper_bound or 0.0))
+        return f"the target is within {points(apart)} points of models that never saw the forget set {allowed}"
+    more = points(max(0.0, finding.upper_bound or 0.0))
+    return f"the target gives back at most {more} points more of the forget set than models that never saw it {allowed}"
+
+
+def of_undecided(finding: Finding) -> str:
+    """Why a finding is inconclusive although its attack can see what it looks for."""
+    if finding.needed_units is not None:
+        return f"needs about {finding.needed_units - finding.units} more units to tell whether a residue is left"
+    size, margin, floor = abs(finding.gap or 0.0), finding.margin or 0.0, finding.noise_floor or 0.0
+    if margin < size <= floor:
+        return (
+            f"the difference of {points(size)} points is no larger than references differ among themselves "
+            f"({points(floor)} points): more references would tell, more units would not"
+        )
+    detectable = points(finding.smallest_detectable_gap or 0.0)
+    return f"too uncertain to tell: these units and references would have shown only a gap of {detectable} points or more"
+
+
+def of_blind_attack(flagged_references: Sequence[str], *, blind: bool) -> str:
+    """Why the controls leave an attack without a say."""
+    if blind:
+        return "this attack does not find the forget set in the original, which certainly knows it, so its answer means nothing"
+    verb = "was" if len(flagged_references) == 1 else "were"
+    return f"{listed(flagged_references)}, which never saw the forget set, {verb} flagged too, so a flag means nothing here"
+
+
+def of_chance(claims: int) -> str:
+    """Why a failed finding did not survive the correction for the number of claims."""
+    return f"a difference was seen, but among the {claims} claims of this battery one such is to be expected by chance"
+
+
+def of_audit_failure(failing: Sequence[Finding]) -> str:
+    """Why an audit failed: its first failed finding in full, the others by name."""
+    first = f"{failing[0].attack}: {failing[0].reason}"
+    rest = [f"{one.attack} ({one.measures})" for one in failing[1:]]
+    return first if not rest else f"{first}; {listed(rest)} {'fails' if len(rest) == 1 else 'fail'} too"
+
+
+def of_missing(attack: str, finding: Finding | None) -> str:
+    """Why a required attack stands in the way of a pass."""
+    if finding is None:
+        return f"{attack} was not run, and the policy requires it"
+    if finding.verdict is Verdict.SKIPPED:
+        return f"{attack} was skipped ({finding.reason}), and the policy requires it"
+    if finding.verdict is Verdict.ERROR:
+        return f"{attack} could not be measured ({finding.reason})"
+    return f"{attack} is undecided ({finding.reason})"
