@@ -39,7 +39,7 @@ def test_the_smallest_file_gets_every_default() -> None:
         ({"targets": {}}, "unknown key 'targets'; did you mean 'target'?"),
         ({"zzzzzz": {}}, "unknown key 'zzzzzz'; known keys: attacks, "),
         ({"run": {"sede": "1"}}, "unknown key 'run.sede'; did you mean 'seed'?"),
-        ({"task": {"kind": "facts", "forgets": "f"}}, "'task.forget' is missing"),
+        ({"task": {"kind": "facts", "forgets": "f"}}, "unknown key 'task.forgets'; did you mean 'forget'?"),
         ({"task": {"kind": "facts", "forget": "f", "hold_out": "h"}}, "unknown key 'task.hold_out'; did you mean 'holdout'?"),
         ({"target": {**GOOD["target"], "batchsize": 8}}, "unknown key 'target.batchsize'; did you mean 'batch_size'?"),
         ({"references": [{**GOOD["target"], "pth": "x"}]}, "unknown key 'references.0.pth'; did you mean 'path'?"),
