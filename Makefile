@@ -58,7 +58,7 @@ test-core: .venv-core/.done wheel  ## The wheel alone, without torch: command li
 	cd build/core/release_gate && ../../../.venv-core/bin/python -P make_logs.py && ../../../.venv-core/bin/python -P -m pytest -q
 
 test-transformers5: .venv-transformers5/.done  ## What touches models, on transformers 5 and without textattack.
-	.venv-transformers5/bin/pytest -q -n 2 -m "not textattack and not chromium" tests/attacks tests/muaudit $(NO_MODELS)
+	.venv-transformers5/bin/pytest -q -n 2 -m "not textattack and not chromium and not long" tests/attacks tests/muaudit $(NO_MODELS)
 
 test-main: .venv/.dev  ## The whole test suite.
 	$(BIN)/pytest -n 2

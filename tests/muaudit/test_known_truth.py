@@ -14,6 +14,7 @@ from muaudit.demo import write_audit
 from muaudit.results import AuditReport, Verdict
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.long
 
 Build = Callable[..., dict[str, Path]]
 HONEST = [f"retrain-{seed}" for seed in range(1, 21)]

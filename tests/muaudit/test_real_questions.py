@@ -15,6 +15,7 @@ import pytest
 from shared_data import shared_data
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.long
 
 RETAINED = 1_000
 REFERENCES = ("reference-1", "reference-2")
