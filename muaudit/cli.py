@@ -68,6 +68,14 @@ def console(*, stderr: bool = False) -> "Console":
     return Console(stderr=stderr, highlight=False)
 
 
+def wrote(path: Path, as_json: bool, *further: str) -> None:
+    """Says where a file went, and what to do next."""
+    if as_json:
+        put_json({"path": str(path)})
+    else:
+        click.echo("\n".join([f"wrote {path}", *further]))
+
+
 def put_json(value: object) -> None:
     """Prints a value as indented JSON."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
@@ -105,12 +113,13 @@ def demo(out: Path, workers: int, as_json: bool) -> None:
 @click.option("--reference", "references", type=existing, multiple=True, help="Folder of a retrained model; repeat.")
 @click.option("--key", type=existing, help="The auditor's private key.")
 @click.option("--out", type=anywhere, default=Path("audit.toml"), show_default=True, help="File to write.")
+@as_json
 @shown
-def init(out: Path, **given: Any) -> None:  # noqa: ANN401 - one argument an option, checked by click
+def init(out: Path, as_json: bool, **given: Any) -> None:  # noqa: ANN401 - one argument an option, checked by click
     """Write a commented audit.toml to start from."""
     from muaudit.starter import write
 
-    click.echo(f"wrote {write(out, **given)}\nnext   muaudit plan {out}\nthen   muaudit scan {out}")
+    wrote(write(out, **given), as_json, f"next   muaudit plan {out}", f"then   muaudit scan {out}")
 
 
 @main.command("plan")
@@ -161,8 +170,9 @@ def scan(audit: Path, key: Path | None, as_json: bool) -> None:
 @main.command()
 @click.argument("report", type=existing)
 @click.option("--out", type=anywhere, help="HTML file to write; beside the report by default.")
+@as_json
 @shown
-def render(report: Path, out: Path | None) -> None:
+def render(report: Path, out: Path | None, as_json: bool) -> None:
     """Make report.html of a report.json."""
     from muaudit.reports import html
     from muaudit.results import AuditReport
@@ -170,20 +180,21 @@ def render(report: Path, out: Path | None) -> None:
 
     out = out or report.with_suffix(".html")
     write_atomically(out, html.render(AuditReport.from_json(report.read_bytes(), name=str(report))).encode())
-    click.echo(f"wrote {out}")
+    wrote(out, as_json)
 
 
 @main.command()
 @click.argument("report", type=existing)
 @click.option("--key", type=existing, required=True, help="Private key.")
 @click.option("--out", type=anywhere, help="Envelope to write; audit.intoto.json beside the report by default.")
+@as_json
 @shown
-def sign(report: Path, key: Path, out: Path | None) -> None:
+def sign(report: Path, key: Path, out: Path | None, as_json: bool) -> None:
     """Sign a report.json: an in-toto Statement in a DSSE envelope, Ed25519."""
     from muaudit.results import AuditReport
 
     read = AuditReport.from_json(report.read_bytes(), name=str(report))
-    click.echo(f"wrote {_sign(read, report, out or report.parent / 'audit.intoto.json', key, _passphrase(key))}")
+    wrote(_sign(read, report, out or report.parent / "audit.intoto.json", key, _passphrase(key)), as_json)
 
 
 @main.command()
@@ -210,10 +221,17 @@ def verify(envelope: Path, keys: tuple[Path, ...], model: Path | None, report: P
     )
     if as_json:
         put_json(
-            {"verified": True, "verdict": seen.verdict, "signers": [vars(key) | {"key": None} for key in seen.signers],
-             "issued_at": seen.issued_at.isoformat(), "target": seen.target_digest, "plan": seen.plan_sha256,
-             "checked": seen.checked, "unchecked": seen.unchecked}
-        )  # fmt: skip
+            {
+                "verified": True,
+                "verdict": seen.verdict,
+                "signers": [{"name": key.name, "fingerprint": key.fingerprint} for key in seen.signers],
+                "issued_at": seen.issued_at.isoformat(),
+                "target": seen.target_digest,
+                "plan": seen.plan_sha256,
+                "checked": seen.checked,
+                "unchecked": seen.unchecked,
+            }
+        )
         return
     click.echo("verified")
     for key in seen.signers:

@@ -1,7 +1,7 @@
 """The main job on known-answer models: an audit that must fail and one that must pass, both signed."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -16,16 +16,25 @@ SUPPRESSED, HONEST = "refusal", "retrain"
 
 REFERENCES = ("reference-1", "reference-2", "reference-3")
 
+MODELS = ("original", *REFERENCES, HONEST, SUPPRESSED)
+"""What the demo trains."""
+
 _AUDITOR = "muaudit demo"
 
 
 def build_testbed(
-    out: Path, *, preset: str, workers: int, progress: Callable[[int, int, str], None] | None = None
+    out: Path,
+    models: Sequence[str] = MODELS,
+    *,
+    preset: str,
+    workers: int,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Path]:
-    """Builds the testbed that the demo audits, or what is missing of it.
+    """Builds known-answer models, or what is missing of them.
 
     Args:
         out: Folder for data and models.
+        models: Their names, as `muaudit.testbed.build.wanted` reads them.
         preset: `small` or `standard`.
         workers: Trainings at a time.
         progress: Told of every model.
@@ -35,16 +44,15 @@ def build_testbed(
     """
     from muaudit.testbed.build import PRESETS, build
 
-    names = ["original", *REFERENCES, HONEST, SUPPRESSED]
     done = 0
 
     def report(name: str, reused: bool) -> None:
         nonlocal done
         done += 1
         if progress is not None:
-            progress(done, len(names), f"{name} {'was there' if reused else 'trained'}")
+            progress(done, max(done, len(models)), f"{name} {'was there' if reused else 'trained'}")
 
-    return build(PRESETS[preset], out, names, jobs=workers, progress=report)
+    return build(PRESETS[preset], out, models, jobs=workers, progress=report)
 
 
 def write_audit(path: Path, models: Mapping[str, Path], *, target: str, key: Path | None = None, workers: int = 1) -> Path:

@@ -16,7 +16,7 @@ from muaudit import compute, plan, store
 from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.compare import compare, conclude, unmeasured
 from muaudit.config import AuditConfig, CausalLMConfig, RecordedConfig
-from muaudit.errors import MuauditError, NotApplicable
+from muaudit.errors import EnvironmentFault, MuauditError, NotApplicable
 from muaudit.models import Finetunes, GeneratesText, Model, ReportsUtility, ScoresText
 from muaudit.plan import Plan, PlannedAttack
 from muaudit.results import AttackCard, AuditReport, Finding, RunRecord, Verdict
@@ -212,6 +212,10 @@ def measure(frozen: Plan, base: Path, role: str, entry: PlannedAttack, prepared:
 
     Returns:
         Where the measurement is stored, or why there is none.
+
+    Raises:
+        ModelError: The model cannot be opened.
+        EnvironmentFault: There is not enough memory.
     """
     run, config = frozen.config.run, dict(frozen.config.models())[role]
     kept = Store(plan.store_folder(frozen.config, base))
@@ -223,13 +227,18 @@ def measure(frozen: Plan, base: Path, role: str, entry: PlannedAttack, prepared:
     )  # fmt: skip
     if kept.get(key, Measurement) is not None:
         return Outcome(entry.name, role, key, None, computed=False, model_seconds=0.0)
+    model = _opened(config, base, run.device, tuple(digests))  # without every model there is no audit, so a fault ends it
+    before = model.model_seconds
     try:
-        model = _opened(config, base, run.device, tuple(digests))
-        before = model.model_seconds
         rng = np.random.default_rng(compute.seed_of(run.seed, entry.attack, "measure"))
         with compute.settled(run.threads, torch_used=config.kind != "recorded"):
             kept.put(key, _attack(entry).measure(model, prepared, rng))
-    except Exception as error:  # noqa: BLE001 - one attack's fault must not lose the others
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch has one of its own
+            raise EnvironmentFault(
+                f"{entry.name} on the {role}: out of memory; lower the model's batch_size, choose a smaller dtype, or use "
+                "device_map; what was measured is kept"
+            ) from error
         told = _told(error).replace(f"{base}/", "")  # a report names paths as the plan does
         return Outcome(entry.name, role, key, told, computed=False, model_seconds=0.0)
     return Outcome(entry.name, role, key, None, computed=True, model_seconds=model.model_seconds - before)

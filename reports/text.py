@@ -55,7 +55,7 @@ def interval(bounds: tuple[float, float]) -> str:
 
 def percent(share: float) -> str:
     """A share: `61 %`."""
-    return f"{100 * share:.0f} %"
+    return f"{round(100 * share)} %"
 
 
 def probability(p: float) -> str:

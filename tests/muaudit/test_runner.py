@@ -12,7 +12,7 @@ import muaudit
 from muaudit import attack as attacks
 from muaudit import config, plan
 from muaudit.attack import Attack, Bench, Measurement, Prepared
-from muaudit.errors import UsageError
+from muaudit.errors import EnvironmentFault, ModelError, UsageError
 from muaudit.models import Model, ScoresText
 from muaudit.results import AuditReport, Verdict
 
@@ -159,10 +159,20 @@ def test_nan_in_a_record_is_one_clear_line(folder: Path) -> None:
     values = json.loads(log.read_text())
     values["eval_log_forget.json"]["avg_gt_loss"]["0"] = float("nan")
     log.write_text(json.dumps(values))
-    report = muaudit.audit(path)
-    assert verdicts(report) == {"memorization": Verdict.ERROR, "relearning": Verdict.SKIPPED}
-    assert report.findings[0].reason.startswith("reference 1: retrained-1.json: unit 'forget-0': a recorded answer loss is nan")
-    assert report.verdict == "inconclusive"
+    with pytest.raises(ModelError, match=r"retrained-1.json: unit 'forget-0': a recorded answer loss is nan"):
+        muaudit.audit(path)
+    assert len(list((folder / "audit-honest" / "store").rglob("*.json"))) == 2, "what was prepared and measured before is kept"
+
+
+def test_too_little_memory_is_the_environments_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from muaudit.models.recorded import Recorded
+
+    def starved(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Recorded, "score", starved)
+    with pytest.raises(EnvironmentFault, match="lower the model's batch_size"):
+        muaudit.audit(recorded_audit(folder, "honest"))
 
 
 def test_one_reference_is_enough_to_run_and_said_to_be_few(folder: Path) -> None:
