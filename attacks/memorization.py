@@ -19,8 +19,8 @@ class Memorization(Attack):
 
     The deciding leakage is the answer probability, exp(mean token log-probability) of the answer after the question (TOFU,
     section 2.2.2); where a model of the audit gives text only, it is ROUGE-L recall of the greedy answer, for all models alike.
-    All other scores support it: both published truth ratios, ROUGE-L recall, exact memorization, extraction strength, verbatim
-    completion.
+    All other scores support it: both published truth ratios, ROUGE-L recall (of the answer or the best of its aliases), exact
+    memorization, extraction strength, verbatim completion.
 
     Attributes:
         retain_clusters: At most so many clusters of the retain set are scored, drawn from the plan's seed.
@@ -55,7 +55,7 @@ class Memorization(Attack):
         if not scores_text:
             notes.append("a model of this audit gives text only, so ROUGE-L recall decides instead of answer probability")
         units = [
-            {"id": fact.id, "cluster": fact.cluster, "set": name, "question": fact.question, "answer": fact.answer,
+            {"id": fact.id, "cluster": fact.cluster, "set": name, "accepted": [fact.answer, *fact.aliases],
              "queries": [vars(query) for query in _queries(bench.task, fact) if asked[query.role]]}
             for name, fact in chosen
         ]  # fmt: skip
@@ -153,10 +153,13 @@ def _generation_scores(
     recorded = getattr(model, "rouge_l_recall", None)
     recalls = recorded([query.unit for query in queries]) if recorded else None
     if recalls is None:
-        recalls = rouge_l_recall([unit["answer"] for unit in units], outputs)
+        recalls = [
+            max(rouge_l_recall(unit["accepted"], [output] * len(unit["accepted"])))
+            for unit, output in zip(units, outputs, strict=True)
+        ]
     scores: Scores = {"rouge_l_recall": tuple(recalls)}
     transcripts = {
-        unit["id"]: Transcript(prompt=query.prompt, expected=unit["answer"], output=output)
+        unit["id"]: Transcript(prompt=query.prompt, expected=unit["accepted"][0], output=output)
         for unit, query, output in zip(units, queries, outputs, strict=True)
     }
     texts = [Query(**query) for unit in units for query in unit["queries"] if query["role"] == "text"]

@@ -69,7 +69,8 @@ class Scorer(Speaker):
 
 def a_task() -> ForgetTask:
     facts = [
-        Fact(id=name, cluster=name, question=f"Where was {name}?", answer="Torvik", wrong_answers=("Selmar",),
+        Fact(id=name, cluster=name, question=f"Where was {name}?", answer="The town of Torvik", aliases=("Torvik",),
+             wrong_answers=("Selmar",),
              paraphrases=(Paraphrase(form="statement", prompt=f"{name} was in", completion=" Torvik"),))
         for name in "ab"
     ]  # fmt: skip
