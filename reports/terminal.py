@@ -57,8 +57,8 @@ def table(
         lines.append(Text(f"  read     {_line(str(folder / 'report.html'))}"))
     if folder is not None and signed_with is not None:
         paths = (str(folder / "audit.intoto.json"), str(signed_with.with_suffix(".pub")), str(model or report.target.path))
-        envelope, key, model = (shlex.quote(_line(path)) for path in paths)
-        lines.append(Text(f"  check    muaudit verify {envelope} --key {key} --model {model}"))
+        envelope, public, target = (shlex.quote(_line(path)) for path in paths)
+        lines.append(Text(f"  check    muaudit verify {envelope} --key {public} --model {target}"))
     for line in lines:
         console.print(line, soft_wrap=True)
 
