@@ -1,14 +1,17 @@
 """Relearning: does a little further training bring forgotten facts back, where a model that never saw them learns nothing?"""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from muaudit.attack import Attack, Bench, BudgetCurve, Measurement, Prepared
 from muaudit.errors import NotApplicable
-from muaudit.models import Finetunes, Finetuning, Model, Query, ScoresText
+from muaudit.models import Finetunes, Finetuning, GeneratesText, Model, Query, ScoresText
+from muaudit.results import Transcript
 from muaudit.task import Fact
 
 LEARNED, MOVED = 0.5, 0.5
@@ -36,6 +39,7 @@ class Relearning(Attack):
         batch_size: Texts a step.
         lora_rank: 0 trains all weights; else the rank of LoRA adapters on all linear layers.
         benign_texts: With `benign`: at most so many retain facts are trained on.
+        max_new_tokens: Length of the answers that are kept as evidence after the last budget; 0 keeps none.
     """
 
     name: ClassVar = "relearning"
@@ -59,6 +63,7 @@ class Relearning(Attack):
     batch_size: Annotated[int, Field(ge=1)] = 24
     lora_rank: Annotated[int, Field(ge=0)] = 0
     benign_texts: Annotated[int, Field(ge=1)] = 200
+    max_new_tokens: Annotated[int, Field(ge=0)] = 24
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
@@ -123,27 +128,45 @@ class Relearning(Attack):
         budgets = tuple(sorted({0, *self.budgets}))
         how = Finetuning(budgets=budgets, learning_rate=self.learning_rate, batch_size=self.batch_size,
                          lora_rank=self.lora_rank, seed=prepared.data["seed"])  # fmt: skip
-        probabilities: dict[str, list[float]] = {}
-        clusters: dict[str, str] = {}
-        trained: dict[int, list[float]] = {0: [], budgets[-1]: []}
+        seen = _Recovery()
         for run in prepared.data["runs"]:
             queries = [Query(**query) for query in run["score"]]
             texts = [Query(**query) for query in run["train"]]
+            seen.clusters |= dict(zip((query.unit for query in queries), run["clusters"], strict=True))
             for step, copy in model.finetuned(texts, how):
                 for query, score in zip(queries, copy.score(queries), strict=True):
-                    probabilities.setdefault(query.unit, []).append(float(np.exp(min(score.mean, 0.0))))
-                if step in trained:
-                    trained[step] += [score.mean for score in copy.score(texts)]
-            clusters |= dict(zip((query.unit for query in queries), run["clusters"], strict=True))
-        return self._measurement(np.array(budgets, dtype=float), probabilities, clusters, trained)
+                    seen.probabilities.setdefault(query.unit, []).append(float(np.exp(min(score.mean, 0.0))))
+                if step in (0, budgets[-1]):
+                    seen.trained.setdefault(step, []).extend(score.mean for score in copy.score(texts))
+                if step == budgets[-1] and self.max_new_tokens and isinstance(copy, GeneratesText):
+                    for query, output in zip(queries, copy.generate(queries, self.max_new_tokens), strict=True):
+                        seen.said[query.unit] = Transcript(
+                            prompt=query.prompt, expected=query.completion.strip(), output=output
+                        )
+        return seen.measurement(np.array(budgets, dtype=float))
 
-    def _measurement(
-        self, budgets: np.ndarray[Any, np.dtype[np.float64]], probabilities: dict[str, list[float]], clusters: dict[str, str],
-        trained: dict[int, list[float]],
-    ) -> Measurement:  # fmt: skip
-        recovery = np.array(list(probabilities.values()))  # [units, budgets]
+
+@dataclass
+class _Recovery:
+    """What one model gave back, gathered over the folds.
+
+    Attributes:
+        probabilities: Answer probability at each budget, by unit.
+        clusters: Each unit's cluster.
+        trained: Mean log-probabilities of the training texts before the first and after the last step.
+        said: Answers after the last step.
+    """
+
+    probabilities: dict[str, list[float]] = field(default_factory=dict)
+    clusters: dict[str, str] = field(default_factory=dict)
+    trained: dict[int, list[float]] = field(default_factory=dict)
+    said: dict[str, Transcript] = field(default_factory=dict)
+
+    def measurement(self, budgets: NDArray[np.float64]) -> Measurement:
+        """The area under each unit's curve, over budgets [B] that start at 0."""
+        recovery = np.array(list(self.probabilities.values()))  # [units, B]
         area = np.trapezoid(recovery, budgets, axis=1) / budgets[-1]
-        before, after = (np.array(means) for means in trained.values())
+        before, after = (np.array(means) for means in self.trained.values())
         learned, moved = float(np.exp(np.minimum(after, 0)).mean()), float((after - before).mean())
         weak = None
         if learned < LEARNED and moved < MOVED:
@@ -151,22 +174,22 @@ class Relearning(Attack):
                 f"{budgets[-1]:.0f} steps raised the log-probability of the training texts by only {moved:.2f} nats a token, "
                 f"to a probability of {learned:.2f}: too little training to bring anything back; raise learning_rate or budgets"
             )
+        curve = BudgetCurve(
+            x_label="optimiser steps",
+            y_label="answer probability",
+            x=tuple(budgets.tolist()),
+            y=tuple(recovery.mean(axis=0).tolist()),
+        )
         return Measurement(
-            units=tuple(probabilities),
-            clusters=tuple(clusters[unit] for unit in probabilities),
-            sets=("forget",) * len(probabilities),
+            units=tuple(self.probabilities),
+            clusters=tuple(self.clusters[unit] for unit in self.probabilities),
+            sets=("forget",) * len(self.probabilities),
             leakage=tuple(np.clip(area, 0, 1).tolist()),
             scores={
-                f"after_{int(step)}_steps": tuple(column) for step, column in zip(budgets, recovery.T.tolist(), strict=True)
+                f"after_{step:.0f}_steps": tuple(column) for step, column in zip(budgets, recovery.T.tolist(), strict=True)
             },
-            curves={
-                "recovery": BudgetCurve(
-                    x_label="optimiser steps",
-                    y_label="answer probability",
-                    x=tuple(budgets.tolist()),
-                    y=tuple(recovery.mean(axis=0).tolist()),
-                )
-            },
+            curves={"recovery": curve},
+            transcripts=self.said,
             summaries={"answer_probability_of_trained_texts": learned},
             powerless=weak,
         )

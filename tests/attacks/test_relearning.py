@@ -108,6 +108,16 @@ def test_benign_trains_on_retain_facts_and_scores_every_forget_fact() -> None:
         measured(a_task(retain=0), train_on="benign")
 
 
+def test_answers_after_the_last_step_are_kept_as_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Learner, "generate", lambda self, queries, length: [f"{self.steps} of {length}"] * len(queries), raising=False
+    )
+    seen, _ = measured(a_task(), budgets=(5, 20), max_new_tokens=9)
+    assert set(seen.transcripts) == set(seen.units)
+    assert {said.output for said in seen.transcripts.values()} == {"20 of 9"}
+    assert not measured(a_task(), max_new_tokens=0)[0].transcripts
+
+
 def test_too_little_training_is_said_to_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Learner, "probability", lambda self, unit: 0.01)
     seen, _ = measured(a_task())
