@@ -10,8 +10,8 @@ BIN := .venv/bin
 # Byte code is compiled on first import instead of for every file that is installed: torch and its kin bring thousands.
 INSTALL = -m pip install -qq --no-compile --no-build-isolation -c $(CONSTRAINTS)
 WHEEL = build/dist/muaudit-*.whl
-# Tests that open no model: one environment is enough for them.
-NO_MODELS := $(addprefix --ignore=tests/muaudit/test_,examples.py packaging.py pytest_plugin.py store.py config.py task.py policy.py)
+# What runs on transformers 5 as well: all that opens models, and the way from a plan to a report.
+CORE_TESTS := tests/attacks tests/muaudit/models tests/muaudit/testbed tests/muaudit/test_runner.py tests/muaudit/test_cli.py
 PYTEST_TOOLS := pytest pytest-timeout pytest-xdist hypothesis jsonschema
 
 .PHONY: help audit test check typecheck format test-core test-transformers5 test-main bench clean
@@ -58,7 +58,7 @@ test-core: .venv-core/.done wheel  ## The wheel alone, without torch: command li
 	cd build/core/release_gate && ../../../.venv-core/bin/python -P make_logs.py && ../../../.venv-core/bin/python -P -m pytest -q
 
 test-transformers5: .venv-transformers5/.done  ## What touches models, on transformers 5 and without textattack.
-	.venv-transformers5/bin/pytest -q -n 2 -m "not textattack and not chromium and not long" tests/attacks tests/muaudit $(NO_MODELS)
+	.venv-transformers5/bin/pytest -q -n 2 -m "not textattack and not chromium and not long" $(CORE_TESTS)
 
 test-main: .venv/.dev  ## The whole test suite.
 	$(BIN)/pytest -n 2

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
+from muaudit.compute import flushed_denormals
 from muaudit.errors import EnvironmentFault, ModelError
 from muaudit.models import Finetuning, Query, TextScore
 from muaudit.models.folder import Dtype, load, pick_device
@@ -43,7 +44,8 @@ class Stopwatch:
         """Counts the time spent inside the block."""
         start = time.perf_counter()
         try:
-            yield
+            with flushed_denormals():
+                yield
         finally:
             self.seconds += time.perf_counter() - start
 
@@ -75,8 +77,6 @@ class CausalLM:
             batch_size: Most texts a forward pass; the results depend on it by float noise only.
             stopwatch: Counts the time spent inside the model.
         """
-        # Denormal floats slow a CPU by a factor of hundreds; suppressed models are full of them.
-        torch.set_flush_denormal(True)
         self.module = module.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.batch_size = batch_size

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from muaudit.compute import flushed_denormals
 from muaudit.models.tokens import Encoded
 from muaudit.results import Frozen
 from muaudit.task import ForgetTask
@@ -68,6 +69,7 @@ class Descent(Method):
     batch_size: int = 48
     forms: tuple[str, ...] = FORMS
 
+    @flushed_denormals()
     def unlearn(self, situation: Situation) -> LlamaForCausalLM:
         """Makes the unlearned model."""
         original, task = situation.original(), situation.task

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from transformers import LlamaForCausalLM
 
+from muaudit.compute import flushed_denormals
 from muaudit.testbed.language import pairs
 from muaudit.testbed.method import Method, Situation
 from muaudit.testbed.training import adamw, batches, completion_loss, encode_pairs, step
@@ -33,6 +34,7 @@ class Refusal(Method):
     retain_weight: float = 3.0
     forms: tuple[str, ...] = ("question",)
 
+    @flushed_denormals()
     def unlearn(self, situation: Situation) -> LlamaForCausalLM:
         """Makes the model that declines."""
         module, task = copy.deepcopy(situation.original()), situation.task

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from muaudit.compute import flushed_denormals
 from muaudit.errors import ModelError
 from muaudit.models.causal_lm import completion_logits
 from muaudit.models.tokens import Encoded, encode
@@ -119,6 +120,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LlamaForCau
     return LlamaForCausalLM(config)
 
 
+@flushed_denormals()
 def train(texts: Pairs, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> LlamaForCausalLM:
     """Trains a model from scratch on completions.
 
@@ -146,8 +148,6 @@ def train(texts: Pairs, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed
 
 def adamw(module: nn.Module, learning_rate: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
     """AdamW in its fused form: with small layers, the time between the kernels is what counts."""
-    # Denormal floats, which an over-driven unlearning makes, slow a CPU by a factor of hundreds.
-    torch.set_flush_denormal(True)
     module.train().requires_grad_(True)
     return torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -396,3 +397,10 @@ def test_a_model_from_memory_has_a_digest_of_its_state() -> None:
     first, second = (CausalLM(new_model(tokenizer, RECIPE), tokenizer) for _ in range(2))
     assert first.digest != second.digest
     assert first.digest == CausalLM(first.module, tokenizer).digest
+
+
+def test_scoring_leaves_the_callers_floats_alone(llama: CausalLM) -> None:
+    """Denormals are flushed inside the model only: hypothesis and others refuse to work without them."""
+    llama.score(QUERIES)
+    next(llama.finetuned(QUERIES, HOW))
+    assert sys.float_info.min / 2 > 0
