@@ -4,7 +4,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
@@ -16,8 +17,6 @@ from muaudit.version import VERSION
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from muaudit.results import AuditReport
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -149,6 +148,7 @@ def scan(audit: Path, key: Path | None, as_json: bool) -> None:
     Exits with 0 for pass, 1 for fail and 3 for inconclusive.
     """
     from muaudit import plan, runner
+    from muaudit.delivery import deliver
 
     frozen, base = plan.resolve(audit)
     if key is None and frozen.config.signing is not None:
@@ -191,10 +191,11 @@ def render(report: Path, out: Path | None, as_json: bool) -> None:
 @shown
 def sign(report: Path, key: Path, out: Path | None, as_json: bool) -> None:
     """Sign a report.json: an in-toto Statement in a DSSE envelope, Ed25519."""
+    from muaudit.delivery import sign as seal
     from muaudit.results import AuditReport
 
     read = AuditReport.from_json(report.read_bytes(), name=str(report))
-    wrote(_sign(read, report, out or report.parent / "audit.intoto.json", key, _passphrase(key)), as_json)
+    wrote(seal(read, report, out or report.parent / "audit.intoto.json", key, _passphrase(key)), as_json)
 
 
 @main.command()
@@ -319,22 +320,16 @@ def testbed_build(out: Path, preset: str, workers: int, as_json: bool) -> None:
         click.echo(f"{name:<16} {path}")
 
 
-class _progress:  # noqa: N801 - used like a function
-    """A progress bar on stderr, as a callable of steps done, steps in all and what was done."""
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar on a terminal's stderr; gives a callable of steps done, steps in all and what was done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    def __enter__(self) -> Callable[[int, int, str], None]:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self.bar = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            console=console(stderr=True), transient=True,
-        )  # fmt: skip
-        self.bar.start()
-        self.line = self.bar.add_task("starting", total=None)
-        return lambda done, total, what: self.bar.update(self.line, completed=done, total=total, description=what)
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+    screen = console(stderr=True)
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        line = bar.add_task("starting", total=None)
+        yield lambda done, total, what: bar.update(line, completed=done, total=total, description=what)
 
 
 def _passphrase(key: Path) -> bytes | None:
@@ -344,34 +339,3 @@ def _passphrase(key: Path) -> bytes | None:
     if not is_encrypted(key):
         return None
     return (os.environ.get(PASSPHRASE_VARIABLE) or click.prompt(f"Passphrase of {key}", hide_input=True, err=True)).encode()
-
-
-def deliver(report: "AuditReport", folder: Path, key: Path | None, passphrase: bytes | None = None) -> None:
-    """Renders and signs what the runner has written.
-
-    Args:
-        report: The report.
-        folder: The audit's output folder, where report.json is.
-        key: The auditor's private key; without one nothing is signed.
-        passphrase: What the key is encrypted with.
-    """
-    from muaudit.manifest import manifest_bytes
-    from muaudit.reports import html
-    from muaudit.store import write_atomically
-
-    write_atomically(folder / "report.html", html.render(report).encode())
-    write_atomically(folder / "target.manifest.json", manifest_bytes(report.target.files))
-    if key is not None:
-        _sign(report, folder / "report.json", folder / "audit.intoto.json", key, passphrase)
-    else:
-        (folder / "audit.intoto.json").unlink(missing_ok=True)  # an older signature does not fit this report
-
-
-def _sign(report: "AuditReport", path: Path, out: Path, key: Path, passphrase: bytes | None) -> Path:
-    from datetime import UTC, datetime
-
-    from muaudit.reports import attestation
-    from muaudit.store import write_atomically
-
-    write_atomically(out, attestation.sign(report, path.read_bytes(), key, issued_at=datetime.now(UTC), passphrase=passphrase))
-    return out

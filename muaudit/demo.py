@@ -69,7 +69,7 @@ def write_audit(path: Path, models: Mapping[str, Path], *, target: str, key: Pat
         The file. Its results go to a folder beside it, of the same name; audits in one folder share a store.
     """
     path.unlink(missing_ok=True)
-    write(
+    return write(
         path,
         target=models[target],
         forget=models["forget"],
@@ -78,13 +78,10 @@ def write_audit(path: Path, models: Mapping[str, Path], *, target: str, key: Pat
         original=models["original"],
         references=[models[name] for name in REFERENCES],
         key=key,
+        results=path.stem,
+        store="store",
+        workers=workers,
     )
-    text = path.read_text(encoding="utf-8")
-    text = text.replace('out = "audit"', f'out = "{path.stem}"\nstore = "store"').replace(
-        "workers = 1 ", f"workers = {workers} "
-    )
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def run(out: Path, *, workers: int, console: Console) -> dict[str, AuditReport]:
@@ -98,7 +95,7 @@ def run(out: Path, *, workers: int, console: Console) -> dict[str, AuditReport]:
     Returns:
         The two reports, by target.
     """
-    from muaudit.cli import deliver
+    from muaudit.delivery import deliver
     from muaudit.reports.keys import keygen
     from muaudit.reports.terminal import table
 
@@ -109,19 +106,11 @@ def run(out: Path, *, workers: int, console: Console) -> dict[str, AuditReport]:
         keygen(out / "auditor", _AUDITOR)
     reports = {}
     with _bars(console) as bars:
-        line = bars.add_task("training known-answer models", total=None)
-        models = build_testbed(
-            out / "testbed", preset="standard", workers=workers,
-            progress=lambda done, total, what: bars.update(line, completed=done, total=total, description=f"training: {what}"),
-        )  # fmt: skip
+        training = _line(bars, "training known-answer models")
+        models = build_testbed(out / "testbed", preset="standard", workers=workers, progress=training)
         for target in (SUPPRESSED, HONEST):
             audit = write_audit(out / f"{target}.toml", models, target=target, key=key, workers=workers)
-            line = bars.add_task(f"auditing {target}", total=None)
-
-            def progress(done: int, total: int, what: str, target: str = target, line: int = line) -> None:
-                bars.update(line, completed=done, total=total, description=f"auditing {target}: {what}")  # type: ignore[arg-type]
-
-            reports[target] = runner.audit(audit, progress=progress)
+            reports[target] = runner.audit(audit, progress=_line(bars, f"auditing {target}"))
             deliver(reports[target], out / target, key)
     for target, report in reports.items():
         console.print(f"\n[bold]{_TOLD[target]}[/bold]")
@@ -140,3 +129,9 @@ def _bars(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     )  # fmt: skip
+
+
+def _line(bars: Progress, what: str) -> runner.Progress:
+    """A new line of the display, as a callable of steps done, steps in all and what was done."""
+    line = bars.add_task(what, total=None)
+    return lambda done, total, said: bars.update(line, completed=done, total=total, description=f"{what}: {said}")

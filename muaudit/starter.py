@@ -43,9 +43,9 @@ learning_rate = 3e-4              # small models from scratch; 1e-5 is usual for
 seed = "2026"
 device = "auto"
 threads = 1                       # fixed, because sums differ in their last bits with the number of threads
-workers = 1                       # measurements at a time
-out = "audit"
-{signing}"""
+workers = {workers}                       # measurements at a time
+out = {results}
+{store}{signing}"""
 
 _NO_RETAIN = '# retain = "retain.jsonl"         # shows collateral damage\n'
 
@@ -69,7 +69,7 @@ _NO_KEY = """
 
 def write(
     out: Path, *, target: Path, forget: Path, retain: Path | None, holdout: Path | None, original: Path | None,
-    references: Sequence[Path], key: Path | None,
+    references: Sequence[Path], key: Path | None, results: str = "audit", store: str | None = None, workers: int = 1,
 ) -> Path:  # fmt: skip
     """Writes a commented audit.toml.
 
@@ -82,6 +82,9 @@ def write(
         original: The original's folder.
         references: The references' folders; without any, a commented place for them.
         key: The auditor's private key.
+        results: Folder of the results, from the file's folder.
+        store: Folder of what several audits share; each has its own by default.
+        workers: Measurements at a time.
 
     Returns:
         The file.
@@ -104,6 +107,9 @@ def write(
         target=told(target),
         original=f'[original]\nkind = "causal_lm"\npath = {told(original)}\n' if original else _NO_ORIGINAL,
         references="".join(models) or _NO_REFERENCE,
+        results=json.dumps(results),
+        store=f"store = {json.dumps(store)}\n" if store else "",
+        workers=workers,
         signing=f"\n[signing]\nkey = {told(key)}\n" if key else _NO_KEY,
     )
     try:

@@ -39,3 +39,19 @@ def testbed() -> Build:
 def small(testbed: Build) -> dict[str, Path]:
     """The small testbed: task files, original, three references and an honest retrain."""
     return testbed("small", ["original", "reference-1", "reference-2", "reference-3", "retrain"])
+
+
+@pytest.fixture(scope="session")
+def tiny() -> dict[str, Path]:
+    """Barely trained models of twelve forgotten people: what they know does not matter where they are used."""
+    pytest.importorskip("torch")
+    from muaudit.testbed.build import Testbed, build
+    from muaudit.testbed.language import World
+    from muaudit.testbed.training import Recipe
+
+    bed = Testbed(
+        world=World(forget=12, retain=6, holdout=2, relations=4, values=10),
+        recipe=Recipe(epochs=2, hidden=32, intermediate=64, layers=1),
+    )
+    with locked(KEPT / "tiny.lock"):
+        return build(bed, KEPT / "tiny", ["original", "reference-1", "reference-2", "reference-3", "retrain"], jobs=1)

@@ -20,21 +20,12 @@ KILLS = 20
 
 
 @pytest.fixture(scope="module")
-def audit(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Writes an audit of barely trained models: what they know does not matter here, only that measuring takes a while."""
-    from muaudit.testbed.build import Testbed, build
-    from muaudit.testbed.language import World
-    from muaudit.testbed.training import Recipe
-
+def audit(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Writes an audit of models that take a while to measure."""
     folder = tmp_path_factory.mktemp("resume")
-    bed = Testbed(
-        world=World(forget=12, retain=6, holdout=2, relations=4, values=10),
-        recipe=Recipe(epochs=2, hidden=32, intermediate=64, layers=1),
-    )
-    models = build(bed, folder / "testbed", ["original", "reference-1", "reference-2", "reference-3", "retrain"], jobs=1)
 
     def written(name: str) -> Path:
-        path = write_audit(folder / f"{name}.toml", models, target="retrain")
+        path = write_audit(folder / f"{name}.toml", tiny, target="retrain")
         path.write_text(path.read_text().replace('store = "store"', f'store = "{name}/store"'))
         return path
 
