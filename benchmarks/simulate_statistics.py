@@ -22,6 +22,7 @@ IntArray = NDArray[np.int64]
 Generator = np.random.Generator
 Population = Callable[[Generator, int, IntArray], FloatArray]
 
+EQUIVALENCE_CONFIDENCE, NOISE_CONFIDENCE = 0.975, 0.98
 MARGIN, CLUSTER_MARGIN = 0.05, 0.25
 GUESS = 0.9
 """Leakage of a unit that a model guesses rightly and confidently without having seen it."""
@@ -123,14 +124,14 @@ def coverage(name: str, clusters: int, references: int, main_effect: float, audi
         estimate = mean_gap(target, others, codes, rng=rng, resolution=1.0, draws=1_999)
         low, high = estimate.interval(0.95)
         student_low, student_high = mean_gap(target, others, codes, resolution=1.0).interval(0.95)
-        hits += low <= 0 <= high, student_low <= 0 <= student_high, estimate.upper(0.95) < 0
+        hits += low <= 0 <= high, student_low <= 0 <= student_high, estimate.upper(EQUIVALENCE_CONFIDENCE) < 0
     covers, student, passes = (float(share) for share in hits / audits)
     return covers, student, passes
 
 
 def levels(target: FloatArray, references: FloatArray, codes: IntArray, rng: Generator) -> tuple[float, float]:
     """Ratio p over alpha of the mean claim and of the cluster claim, infinite where none is made."""
-    floor = noise_floor([float(row.mean()) for row in references]) or 0.0
+    floor = noise_floor([float(row.mean()) for row in references], NOISE_CONFIDENCE) or 0.0
     threshold = max(MARGIN, floor)
     mean = math.inf
     if float((target - references.mean(0)).mean()) > threshold:
@@ -168,7 +169,7 @@ def power(references: int, clusters: int, sizes: tuple[int, int], audits: int) -
         values, codes = draw("guesses 2 %", rng, references, clusters, sizes)
         remembered = int(rng.integers(clusters))
         values[0][codes == remembered] = 0.95
-        floor = noise_floor([float(row.mean()) for row in values[1:]]) or 0.0
+        floor = noise_floor([float(row.mean()) for row in values[1:]], NOISE_CONFIDENCE) or 0.0
         maximum = judge_maximum(values[0], values[1:], codes, confidence=0.99, margin=CLUSTER_MARGIN, floor=floor)
         failed += bool(maximum.flagged[remembered]) and maximum.p_values[remembered] / 0.01 * 4 <= 1
         right += bool(maximum.flagged.sum() == 1 and maximum.flagged[remembered])

@@ -40,6 +40,8 @@ class _Rule:
     margin: float
     cluster_margin: float
     confidence: float
+    equivalence_confidence: float
+    noise_confidence: float
     cluster_confidence: float
     two_sided: bool
     seed: int
@@ -85,14 +87,14 @@ def _judge(panel: Panel, target: FloatArray, references: FloatArray, rule: _Rule
     """Puts one model in the target's place: fails, passes or neither by its mean, and by its clusters unless `loss`."""
     rng = np.random.default_rng(rule.seed)
     estimate = mean_gap(target, references, panel.codes, rng=rng, resolution=1.0)
-    floor = noise_floor([float(mean) for mean in references.mean(1)], rule.confidence)
+    floor = noise_floor([float(mean) for mean in references.mean(1)], rule.noise_confidence)
     threshold = max(rule.margin, floor or 0.0)
     mirrored = estimate.mirrored()
     sides = (estimate, mirrored) if rule.two_sided else (mirrored,) if loss else (estimate,)
     verdict = Verdict.INCONCLUSIVE
     if any(side.lower(1 - rule.tail) > threshold for side in sides):
         verdict = Verdict.FAIL
-    elif all(side.upper(rule.confidence) < rule.margin for side in sides):
+    elif all(side.upper(rule.equivalence_confidence) < rule.margin for side in sides):
         verdict = Verdict.PASS
     maximum = None
     if not loss:
@@ -112,7 +114,7 @@ def _needed(judged: _Judged, units: int, rule: _Rule) -> int | None:
     """How many units would settle an inconclusive mean, if units would."""
     side = max(judged.sides, key=lambda one: one.value)
     if side.value < rule.margin:
-        needed = needed_units(side, units, rule.margin - side.value, 1 - rule.confidence)
+        needed = needed_units(side, units, rule.margin - side.value, 1 - rule.equivalence_confidence)
     else:
         needed = needed_units(side, units, side.value - judged.threshold, 1 - rule.tail)
     return needed if needed is not None and needed > units else None
@@ -153,7 +155,8 @@ def _numbers(panel: Panel, judged: _Judged, rule: _Rule) -> dict[str, Any]:
     """The fields of a finding that its mean gives."""
     target, references, original = panel.rows()
     estimate = judged.estimate
-    lower, upper = _clipped((estimate.lower(rule.confidence), estimate.upper(rule.confidence)))
+    level = rule.equivalence_confidence
+    lower, upper = _clipped((estimate.lower(level), estimate.upper(level)))
     return {
         "gap": estimate.value,
         "interval": _clipped(estimate.interval(rule.confidence)),
@@ -294,6 +297,8 @@ def compare(
         margin=policy.margin_of(card.name),
         cluster_margin=policy.cluster_margin,
         confidence=policy.confidence,
+        equivalence_confidence=policy.equivalence_confidence,
+        noise_confidence=policy.noise_confidence,
         cluster_confidence=policy.cluster_confidence,
         two_sided=card.sided == "two",
         seed=abs(seed),

@@ -23,7 +23,9 @@ class Policy(Frozen):
         margins: Margins of single attacks, which override `margin`.
         cluster_margin: Smallest gap of a single cluster that can fail an audit.
         retention_margin: Loss on the retain set below which collateral damage is not called.
-        confidence: Level of the two-sided interval, of the equivalence bound and of the noise floor.
+        confidence: Level of the two-sided interval, which `fail` needs above margin and noise floor.
+        equivalence_confidence: One-sided level of the bound that `pass` needs below the margin.
+        noise_confidence: Two-sided level of the noise floor, a prediction interval for one further reference.
         cluster_confidence: Quantile of the null of the largest cluster gap.
         required: Attacks that must pass for the audit to pass; those that the target's access does not allow must be
             named in `skippable`.
@@ -39,6 +41,8 @@ class Policy(Frozen):
     cluster_margin: Fraction = 0.25
     retention_margin: Fraction = 0.1
     confidence: Fraction = 0.95
+    equivalence_confidence: Fraction = 0.975
+    noise_confidence: Fraction = 0.98
     cluster_confidence: Fraction = 0.99
     required: tuple[str, ...] = ()
     skippable: tuple[str, ...] = ()

@@ -166,8 +166,8 @@ class Finding(Frozen):
         reason: Why, in one sentence for a reader who knows no statistics.
         gap: Mean over units of target leakage minus mean reference leakage, in [-1, 1].
         interval: Two-sided 95 % interval of the gap.
-        upper_bound: One-sided 95 % upper bound of the gap, which `pass` needs below the margin.
-        lower_bound: One-sided 95 % lower bound; `pass` needs it above minus the margin for retention and two-sided attacks.
+        upper_bound: One-sided upper bound of the gap (97.5 % in `standard`), which `pass` needs below the margin.
+        lower_bound: The same from below; `pass` needs it above minus the margin for retention and two-sided attacks.
         margin: The difference below which target and reference count as equivalent.
         noise_floor: How far a further reference may lie from the mean of these; None with one reference.
         p_value: One-sided p-value of "the gap is at most max(margin, noise floor)"; of the loss, for retention.

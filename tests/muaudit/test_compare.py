@@ -71,7 +71,7 @@ def test_an_honest_target_passes_within_the_margin() -> None:
     assert finding.upper_bound is not None
     assert finding.upper_bound < 0.05
     assert finding.reason.endswith("than models that never saw it (5 are allowed)")
-    assert finding.noise_floor == pytest.approx(noise_floor([float(np.mean(one.leakage)) for one in world.references]))
+    assert finding.noise_floor == pytest.approx(noise_floor([float(np.mean(one.leakage)) for one in world.references], 0.98))
     assert (finding.units, finding.clusters) == (180, 30)
 
 

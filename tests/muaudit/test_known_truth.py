@@ -14,7 +14,7 @@ from muaudit.demo import write_audit
 from muaudit.results import AuditReport, Verdict
 
 pytest.importorskip("torch")
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 Build = Callable[..., dict[str, Path]]
 HONEST = [f"retrain-{seed}" for seed in range(1, 21)]

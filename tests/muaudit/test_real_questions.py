@@ -15,7 +15,7 @@ import pytest
 from shared_data import shared_data
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 RETAINED = 1_000
 REFERENCES = ("reference-1", "reference-2")
