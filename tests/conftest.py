@@ -13,6 +13,11 @@ KEPT = Path(__file__).parent.parent / ".muaudit"
 Build = Callable[[str, Sequence[str]], dict[str, Path]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first, so that pytest-xdist gives each worker one and fills up with the short ones."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """One process at a time: pytest-xdist's workers share what is built."""
