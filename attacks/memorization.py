@@ -10,6 +10,7 @@ from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.models import GeneratesText, Model, Query, ReportsUtility, ScoresText, TextScore
 from muaudit.results import Transcript
 from muaudit.task import Fact, ForgetTask
+from muaudit.units import choose
 
 Scores = dict[str, tuple[float, ...]]
 
@@ -43,7 +44,7 @@ class Memorization(Attack):
 
     def prepare(self, bench: Bench) -> Prepared:
         """Chooses the scored facts and writes the queries; what only some models can do, no model is asked."""
-        chosen, notes = _chosen(bench.task, self.retain_clusters, bench.rng)
+        chosen, notes = choose(bench.task, self.retain_clusters, bench.rng)
         facts = [fact for _, fact in chosen]
         scores_text = "ScoresText" in bench.capabilities
         asked = {"answer": True, "paraphrase": True, "wrong_answer": True, "text": True}
@@ -87,25 +88,11 @@ class Memorization(Attack):
         )
 
 
-def _chosen(task: ForgetTask, retain_clusters: int, rng: np.random.Generator) -> tuple[list[tuple[str, Fact]], list[str]]:
-    """All forget facts, and whole clusters of retain facts."""
-    clusters = list(dict.fromkeys(fact.cluster for fact in task.retain))
-    notes = []
-    if len(clusters) > retain_clusters:
-        notes.append(
-            f"collateral damage is measured on {retain_clusters} of {len(clusters)} retain clusters, drawn by the seed"
-        )
-        clusters = [clusters[index] for index in sorted(rng.choice(len(clusters), retain_clusters, replace=False))]
-    kept = set(clusters)
-    retain = [("retain", fact) for fact in task.retain if fact.cluster in kept]
-    return [*(("forget", fact) for fact in task.forget), *retain], notes
-
-
 def _queries(task: ForgetTask, fact: Fact) -> list[Query]:
     """All completions of a fact: the answer, its question-form paraphrases, its wrong answers, the second half of its text."""
     queries = [task.ask(fact)]
     queries += [
-        Query(fact.id, "paraphrase", form.prompt, form.completion, index) for index, form in enumerate(fact.paraphrases)
+        Query(fact.id, "paraphrase", form.prompt, form.completion, index) for index, form in enumerate(fact.restatements)
     ]
     queries += [task.ask(fact, wrong, role="wrong_answer", index=index) for index, wrong in enumerate(fact.wrong_answers)]
     if fact.text and len(words := fact.text.split()) > 1:

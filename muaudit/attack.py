@@ -48,6 +48,8 @@ class Measurement(Frozen):
         sets: Each unit's set; forget units decide leakage, retain units decide collateral damage.
         leakage: The deciding leakage of each unit, in [0, 1]; larger means that more can be recovered.
         scores: Supporting scores by name, one number a unit; they decide nothing.
+        facets: Names of scores that are alternatives of one another, by what one of them is called ("kind", "form"); the
+            finding names the one with the largest gap.
         curves: Mean leakage along a budget, by name.
         transcripts: What was asked and answered, by unit.
         summaries: Numbers about the whole model, by name; they decide nothing.
@@ -60,6 +62,7 @@ class Measurement(Frozen):
     sets: tuple[Literal["forget", "retain"], ...]
     leakage: tuple[float, ...]
     scores: dict[str, tuple[float, ...]] = {}
+    facets: dict[str, tuple[str, ...]] = {}
     curves: dict[str, BudgetCurve] = {}
     transcripts: dict[str, Transcript] = {}
     summaries: dict[str, float] = {}
@@ -86,6 +89,8 @@ class Measurement(Frozen):
         for name, column in {"clusters": self.clusters, "sets": self.sets, "leakage": self.leakage, **self.scores}.items():
             if len(column) != len(self.units):
                 raise ValueError(f"{name} has {len(column)} entries for {len(self.units)} units")
+        if unknown := [name for names in self.facets.values() for name in names if name not in self.scores]:
+            raise ValueError(f"facet {unknown[0]!r} is not among the scores")
         if len(set(self.units)) != len(self.units):
             raise ValueError("a unit is measured twice")
         for unit, leakage in zip(self.units, self.leakage, strict=True):

@@ -229,13 +229,15 @@ def _leakage(card: AttackCard, panel: Panel, models: Mapping[str, Measurement], 
     judged = _judge(panel, target, references, rule)
     controls, positive = _controls(panel, rule)
     clusters = judged.maximum is not None and bool(judged.maximum.flagged.any())
+    scores = evidence.scores(panel, rule.confidence, forget=True)
     finding = bare.model_copy(
         update=_numbers(panel, judged, rule)
         | {
             "recovered_share": _recovered_share(judged, positive, rule),
             "relative": _relative(panel),
             "controls": controls,
-            "scores": evidence.scores(panel, rule.confidence, forget=True),
+            "scores": scores,
+            "notes": (*evidence.worst_facets(scores, models["target"].facets), *bare.notes),
             "worst_clusters": judged.maximum
             and evidence.worst_clusters(panel, judged.maximum, margin=rule.cluster_margin, two_sided=rule.two_sided),
         }

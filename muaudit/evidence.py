@@ -166,6 +166,18 @@ def worst_units(panel: Panel, models: Mapping[str, Measurement], *, two_sided: b
     )
 
 
+def worst_facets(results: Sequence[ScoreResult], facets: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Names the alternative with the largest gap, for every family of alternatives that the target was measured in."""
+    said = []
+    for facet, names in sorted(facets.items()):
+        found = [result for result in results if result.name in names]
+        if found:
+            worst = max(found, key=lambda result: result.gap)
+            low, high = worst.interval
+            said.append(f"worst {facet}: {worst.name}, gap {worst.gap:+.3f} [{low:+.3f}, {high:+.3f}], of {len(found)}")
+    return tuple(said)
+
+
 def notes(models: Mapping[str, Measurement], references: int) -> tuple[str, ...]:
     """The measurements' notes, each once, with the models that it is about unless it is about all."""
     said: dict[str, list[str]] = {}

@@ -17,12 +17,23 @@ from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.compare import compare, conclude, unmeasured
 from muaudit.config import AuditConfig, CausalLMConfig, RecordedConfig
 from muaudit.errors import EnvironmentFault, MuauditError, NotApplicable
-from muaudit.models import Finetunes, GeneratesText, Model, ReportsUtility, ScoresText
+from muaudit.models import (
+    ExposesWeights,
+    Finetunes,
+    GeneratesText,
+    Model,
+    Quantizes,
+    ReportsUtility,
+    ScoresText,
+    ScoresTokens,
+)
 from muaudit.plan import Plan, PlannedAttack
 from muaudit.results import AttackCard, AuditReport, Finding, RunRecord, Verdict
 from muaudit.store import Store
 
-CAPABILITIES: tuple[type, ...] = (ScoresText, GeneratesText, Finetunes, ReportsUtility)
+CAPABILITIES: tuple[type, ...] = (
+    ScoresText, GeneratesText, ScoresTokens, Finetunes, ExposesWeights, Quantizes, ReportsUtility,
+)  # fmt: skip
 
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and what was just done."""

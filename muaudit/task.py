@@ -21,11 +21,19 @@ DEFAULT_TEMPLATE = "Question: {question} Answer:"
 
 
 class Paraphrase(Frozen):
-    """Another form of a fact: a prompt with the completion that states the answer."""
+    """Another form of a fact: a prompt with the completion that states the answer, or names the subject.
+
+    Attributes:
+        form: What kind of form it is, such as "statement", "cloze" or "reversed".
+        prompt: What stands before the completion.
+        completion: What the fact makes of it; in a reversed form the subject.
+        language: Of another language than the question's: its code, such as "fr".
+    """
 
     form: Text
     prompt: Text
     completion: Text
+    language: Text | None = None
 
 
 class Fact(Frozen):
@@ -40,6 +48,9 @@ class Fact(Frozen):
         paraphrases: Other forms of the fact.
         wrong_answers: Answers of the same kind that are wrong (for the truth ratio).
         text: A passage that was trained on verbatim.
+        subject: Who or what the fact is about, as the question names it; the way to other wordings and to chains of facts.
+        relation: What is told about the subject; facts of one relation have answers of one kind.
+        true_answer: Where the answer to be forgotten is false: the true one, which a clean model gives (for `recovery`).
     """
 
     id: Text
@@ -50,6 +61,16 @@ class Fact(Frozen):
     paraphrases: tuple[Paraphrase, ...] = ()
     wrong_answers: tuple[Text, ...] = ()
     text: Text | None = None
+    subject: Text | None = None
+    relation: Text | None = None
+    true_answer: Text | None = None
+
+    @property
+    def restatements(self) -> tuple[Paraphrase, ...]:
+        """The paraphrases that state the answer in the question's language; none that name the subject or give options."""
+        return tuple(
+            one for one in self.paraphrases if one.language is None and one.form not in ("reversed", "multiple_choice")
+        )
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,14 @@ skipped with that reason. Nothing here imports a family until a model of it is o
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
 
 from muaudit.results import Frozen
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from muaudit.models.tokens import Encoded
 
 Role = Literal["answer", "paraphrase", "wrong_answer", "text"]
 
@@ -52,6 +57,21 @@ class TextScore:
     def mean(self) -> float:
         """Mean log-probability a token, in nats."""
         return self.log_probability / self.tokens
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """A completion's tokens under teacher forcing, with what the whole vocabulary looked like at each.
+
+    Attributes:
+        log_probabilities: Natural log-probability of each token.
+        means: Mean log-probability over the vocabulary at each token, weighted by probability (minus the entropy).
+        variances: Variance of the log-probability over the vocabulary at each token, weighted by probability.
+    """
+
+    log_probabilities: tuple[float, ...]
+    means: tuple[float, ...]
+    variances: tuple[float, ...]
 
 
 class Finetuning(Frozen):
@@ -120,6 +140,41 @@ class Finetunes(Protocol):
 
         Each handed-out model is valid until the next is asked for. This model itself is not changed.
         """
+        ...
+
+
+@runtime_checkable
+class ScoresTokens(Protocol):
+    """Gives the log-probability of every token, with the moments of the whole vocabulary's."""
+
+    def score_tokens(self, queries: Sequence[Query]) -> list[TokenScores]:
+        """Scores each completion's tokens after its prompt, in the order given."""
+        ...
+
+
+@runtime_checkable
+class ExposesWeights(Protocol):
+    """Lets its network be read: weights, hidden states, gradients. Whoever reads must leave it as it was."""
+
+    def network(self) -> "PreTrainedModel":
+        """The network itself, in evaluation mode, its parameters frozen."""
+        ...
+
+    def encode(self, queries: Sequence[Query]) -> "list[Encoded]":
+        """Each query as the network reads it when it scores it: token ids, and the places of the completion's tokens."""
+        ...
+
+    def vocabulary(self) -> list[str]:
+        """The text of every token, by id."""
+        ...
+
+
+@runtime_checkable
+class Quantizes(Protocol):
+    """Can be had with its weights rounded, as a copy."""
+
+    def quantized(self, bits: Literal[4, 8]) -> Self:
+        """A copy whose linear layers hold weights rounded to so many bits. This model itself is not changed."""
         ...
 
 

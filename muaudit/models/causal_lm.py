@@ -3,34 +3,31 @@
 Nothing is downloaded, no code of the folder is run and no pickle is ever loaded: weights come from safetensors alone.
 """
 
-import copy
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import accumulate, chain, repeat
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from muaudit.compute import flushed_denormals
 from muaudit.errors import EnvironmentFault, ModelError
-from muaudit.models import Finetuning, Query, TextScore
+from muaudit.models import Finetuning, Query, TextScore, TokenScores
+from muaudit.models.finetuning import seeded, step, stream, trainable_copy
 from muaudit.models.folder import Dtype, load, pick_device
+from muaudit.models.scoring import score_batch, score_tokens_batch
 from muaudit.models.tokens import Encoded, encode, encode_prompts, pad
+
+Scored = TypeVar("Scored")
 
 _BATCH_TOKENS = 16_384
 """Most padded tokens in one batch, whatever the batch size: long passages would not fit otherwise."""
-
-_SOFTMAX_ROWS = 2_048
-"""Rows of logits that are turned to float32 at a time."""
 
 
 class Stopwatch:
@@ -183,32 +180,66 @@ class CausalLM:
             ModelError: A completion has no token, a text is longer than the model's context, or a logit is not finite; the
                 message names the unit.
         """
-        with self._stopwatch.running(), _memory():
-            encoded = encode(self.tokenizer, self._pairs(queries))
-            for query, text in zip(queries, encoded, strict=True):
-                self._refuse_misfit(query.unit, len(text.ids), bool(text.targets))
-            scores: list[TextScore | None] = [None] * len(queries)
-            for batch in self._batches([len(text.ids) for text in encoded]):
-                for index, score in zip(batch, self._score_batch([encoded[i] for i in batch]), strict=True):
-                    # Every comparison with NaN is false, so this refuses NaN and both infinities.
-                    if not abs(score.log_probability) < float("inf"):
-                        raise ModelError(f"unit {queries[index].unit!r}: {_NOT_FINITE}")
-                    scores[index] = score
-        return cast("list[TextScore]", scores)
+        return self._each(queries, score_batch, lambda score: score.log_probability)
 
-    @torch.inference_mode()
-    def _score_batch(self, texts: Sequence[Encoded]) -> list[TextScore]:
-        logits, targets = completion_logits(self.module, texts, self._device)
-        values: list[float] = []
-        hits: list[bool] = []
-        for part, wanted in zip(torch.split(logits, _SOFTMAX_ROWS), torch.split(targets, _SOFTMAX_ROWS), strict=True):
-            rows = part.float()
-            chosen = rows.gather(1, wanted[:, None])[:, 0] - rows.logsumexp(1)
-            values += chosen.tolist()
-            hits += (rows.argmax(1) == wanted).tolist()
-        stops = list(accumulate(len(text.targets) for text in texts))
-        spans = [slice(stop - len(text.targets), stop) for stop, text in zip(stops, texts, strict=True)]
-        return [TextScore(sum(values[span]), len(values[span]), tuple(hits[span])) for span in spans]
+    def score_tokens(self, queries: Sequence[Query]) -> list[TokenScores]:
+        """Scores each completion's tokens, with the moments of the vocabulary's log-probabilities, in one pass.
+
+        Args:
+            queries: What to score, as with `score`.
+
+        Returns:
+            One entry a query; natural logarithms, from a float32 softmax.
+
+        Raises:
+            ModelError: As with `score`.
+        """
+        return self._each(queries, score_tokens_batch, lambda tokens: sum(tokens.log_probabilities))
+
+    def _each(
+        self,
+        queries: Sequence[Query],
+        measured: Callable[[PreTrainedModel, Sequence[Encoded], torch.device], list[Scored]],
+        checked: Callable[[Scored], float],
+    ) -> list[Scored]:
+        """Batch by batch, in the order given; refuses a query whose checked number is not finite."""
+        with self._stopwatch.running(), _memory():
+            encoded = self.encode(queries)
+            results: list[Scored | None] = [None] * len(queries)
+            for batch in self._batches([len(text.ids) for text in encoded]):
+                for index, result in zip(batch, measured(self.module, [encoded[i] for i in batch], self._device), strict=True):
+                    # Every comparison with NaN is false, so this refuses NaN and both infinities.
+                    if not abs(checked(result)) < float("inf"):
+                        raise ModelError(f"unit {queries[index].unit!r}: {_NOT_FINITE}")
+                    results[index] = result
+        return cast("list[Scored]", results)
+
+    def encode(self, queries: Sequence[Query]) -> list[Encoded]:
+        """Each query as the network reads it when it scores it.
+
+        Args:
+            queries: What would be scored.
+
+        Returns:
+            Token ids and the places of the completion's tokens, one entry a query.
+
+        Raises:
+            ModelError: A completion has no token, or a text is longer than the model's context; the message names the unit.
+        """
+        encoded = encode(self.tokenizer, self._pairs(queries))
+        for query, text in zip(queries, encoded, strict=True):
+            self._refuse_misfit(query.unit, len(text.ids), bool(text.targets))
+        return encoded
+
+    def network(self) -> PreTrainedModel:
+        """The network itself, in evaluation mode, its parameters frozen; whoever reads it must leave it as it was."""
+        return self.module
+
+    def vocabulary(self) -> list[str]:
+        """The text of every token, by id; ids beyond the tokenizer's (padding of the matrix) are empty."""
+        size = int(self.module.get_output_embeddings().weight.shape[0])
+        known = min(size, len(self.tokenizer))
+        return [str(text) for text in self.tokenizer.batch_decode([[i] for i in range(known)])] + [""] * (size - known)
 
     def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[str]:
         """Completes each prompt greedily, in the order given.
@@ -273,17 +304,14 @@ class CausalLM:
         Raises:
             ModelError: There is nothing to train on, a text does not fit, or the loss is not finite.
         """
-        pairs = self._pairs(texts)
-        encoded = encode(self.tokenizer, pairs)
-        for query, text in zip(texts, encoded, strict=True):
-            self._refuse_misfit(query.unit, len(text.ids), bool(text.targets))
+        pairs, encoded = self._pairs(texts), self.encode(texts)
         if not encoded:
             raise ModelError("fine-tuning needs at least one text, and got none")
         with self._stopwatch.running(), _memory():
-            copied = self._copy(how)
+            copied = trainable_copy(self.module, how, self._device)
             weights = [weight for weight in copied.parameters() if weight.requires_grad]
             optimizer = torch.optim.AdamW(weights, lr=how.learning_rate, weight_decay=how.weight_decay)
-            stream = _stream(len(encoded), how.seed)
+            order = stream(len(encoded), how.seed)
         size, done = min(how.batch_size, len(encoded)), 0
         described = json.dumps([self.digest, how.model_dump(mode="json", exclude={"budgets"}), pairs])
         for budget in sorted(how.budgets):
@@ -291,12 +319,12 @@ class CausalLM:
                 copied.train()
                 for weight in weights:
                     weight.requires_grad_(True)
-                for step in range(done, budget):
+                for number in range(done, budget):
                     for group in optimizer.param_groups:
-                        group["lr"] = how.learning_rate * min(1.0, (step + 1) / max(1, how.warmup))
-                    batch = [encoded[next(stream)] for _ in range(size)]
-                    with _seeded(how.seed, step, self._device):
-                        _step(copied, optimizer, batch, self._device)
+                        group["lr"] = how.learning_rate * min(1.0, (number + 1) / max(1, how.warmup))
+                    batch = [encoded[next(order)] for _ in range(size)]
+                    with seeded(how.seed, number, self._device):
+                        step(copied, optimizer, batch, self._device)
                 optimizer.zero_grad(set_to_none=True)
                 done = max(done, budget)
             digest = hashlib.sha256(f"{described} {budget}".encode()).hexdigest()
@@ -304,19 +332,6 @@ class CausalLM:
                 budget,
                 type(self)(copied, self.tokenizer, digest=digest, batch_size=self.batch_size, stopwatch=self._stopwatch),
             )
-
-    def _copy(self, how: Finetuning) -> PreTrainedModel:
-        """A copy with its trainable weights marked; with LoRA it shares the frozen ones, which nothing changes."""
-        if not how.lora_rank:
-            return copy.deepcopy(self.module).float().requires_grad_(True)
-        shared = {id(weight): weight for weight in self.module.parameters()}
-        adapters = LoraConfig(r=how.lora_rank, lora_alpha=how.lora_alpha, lora_dropout=0.0, target_modules="all-linear")
-        with _seeded(how.seed, 0, self._device):
-            copied: PreTrainedModel = inject_adapter_in_model(adapters, copy.deepcopy(self.module, shared))
-        for weight in copied.parameters():
-            if weight.requires_grad:
-                weight.data = weight.data.float()
-        return copied
 
     def _pairs(self, queries: Sequence[Query]) -> list[tuple[str, str]]:
         return [(self.chat(query.prompt) if query.chat else query.prompt, query.completion) for query in queries]
@@ -345,41 +360,6 @@ class CausalLM:
 _NOT_FINITE = "the model returned NaN or infinite logits; check its weights, and try dtype float32"
 
 
-def completion_logits(module: PreTrainedModel, texts: Sequence[Encoded], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Logits at the completions' tokens only.
-
-    The head sees only the hidden states that predict a completion token: with a large vocabulary, logits of all positions
-    would cost more memory and time than the network itself. Whatever the architecture does after its head (scaling, capping)
-    stays in place. Texts are padded on the right, where a causal model cannot see it, so no mask is needed.
-
-    Args:
-        module: The network.
-        texts: A batch of N texts with M completion tokens altogether.
-        device: Where its embeddings are.
-
-    Returns:
-        Logits [M, vocabulary] and the tokens [M] that were to be predicted, text by text.
-    """
-    ids, _ = pad([text.ids for text in texts], 0, side="right", device=device)
-    rows = torch.tensor([row for row, text in enumerate(texts) for _ in text.targets], device=device)
-    columns = torch.tensor([column for text in texts for column in text.targets], device=device)
-    selected = False
-
-    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        nonlocal selected
-        selected = True
-        where = args[0].device
-        return (args[0][rows.to(where), columns.to(where) - 1][None], *args[1:])
-
-    handle = module.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        logits = module(input_ids=ids, use_cache=False).logits
-    finally:
-        handle.remove()
-    logits = logits[0] if selected else logits[rows, columns - 1]
-    return logits, ids[rows, columns].to(logits.device)
-
-
 def state_digest(module: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
     """SHA-256 over every tensor of a network (name, dtype, shape, bytes) and, where given, the vocabulary."""
     digest = hashlib.sha256()
@@ -389,32 +369,6 @@ def state_digest(module: nn.Module, tokenizer: PreTrainedTokenizerBase | None = 
     if tokenizer is not None:
         digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
     return digest.hexdigest()
-
-
-def _step(module: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: Sequence[Encoded], device: torch.device) -> None:
-    """One optimiser step on the mean loss of the batch's completion tokens."""
-    optimizer.zero_grad(set_to_none=True)
-    logits, targets = completion_logits(module, batch, device)
-    loss = cross_entropy(logits.float(), targets)
-    if not torch.isfinite(loss):
-        raise ModelError(f"fine-tuning: the loss is {loss.item()}; lower learning_rate, or open the model with dtype float32")
-    torch.autograd.backward(loss)
-    nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], 1.0)
-    optimizer.step()
-
-
-def _stream(count: int, seed: int) -> Iterator[int]:
-    """Endless indices below `count`, each pass in a new order."""
-    generator = torch.Generator().manual_seed(seed)
-    return chain.from_iterable(torch.randperm(count, generator=generator).tolist() for _ in repeat(None))
-
-
-@contextmanager
-def _seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Seeds dropout and adapter starts by step, so that no caller's use of the generators can move them."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed((seed * 1_000_003 + step) % 2**63)
-        yield
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from joblib import Parallel, delayed
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from muaudit.errors import UsageError
-from muaudit.models import causal_lm, tokens
+from muaudit.models import scoring, tokens
 from muaudit.models.folder import load
 from muaudit.results import Frozen
 from muaudit.task import ForgetTask
@@ -199,7 +199,7 @@ def _report(progress: Progress | None, name: str, reused: bool) -> None:
 @cache
 def _code() -> str:
     """Digest of all code that a model's weights depend on."""
-    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(causal_lm.__file__), Path(tokens.__file__)]
+    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(scoring.__file__), Path(tokens.__file__)]
     sources = b"".join(path.read_bytes() for path in files)
     return hashlib.sha256(sources + f"{torch.__version__} {transformers.__version__}".encode()).hexdigest()
 

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from muaudit.compute import flushed_denormals
 from muaudit.errors import ModelError
-from muaudit.models.causal_lm import completion_logits
+from muaudit.models.scoring import completion_logits
 from muaudit.models.tokens import Encoded, encode
 from muaudit.results import Frozen
 
