@@ -1,6 +1,5 @@
 """What attacks on facts share: which facts are scored, and how a measurement's columns are put together."""
 
-
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -48,5 +47,3 @@ def chance_corrected(share: float, chance: float) -> float:
         chance: What guessing gives, in [0, 1).
     """
     return max(0.0, (share - chance) / (1 - chance))
-
-
