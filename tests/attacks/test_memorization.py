@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from muaudit.attack import Bench
 from muaudit.attacks import memorization as m
+from muaudit.errors import NotApplicable
 from muaudit.models import Query, TextScore
 from muaudit.task import Fact, ForgetTask, Paraphrase
 
@@ -78,7 +80,7 @@ def a_task() -> ForgetTask:
     return ForgetTask(forget=tuple(facts), retain=retain)
 
 
-def measured(model: Speaker, capabilities: set[str], **parameters: int) -> m.Measurement:
+def measured(model: Speaker, capabilities: set[str], **parameters: Any) -> m.Measurement:
     attack = m.Memorization(**parameters)
     prepared = attack.prepare(Bench(a_task(), np.random.default_rng(0), frozenset(capabilities)))
     return attack.measure(model, prepared, np.random.default_rng(0))
@@ -106,3 +108,55 @@ def test_whole_retain_clusters_are_drawn_and_the_report_says_so() -> None:
     assert seen.sets.count("retain") == 4
     assert seen.sets.count("forget") == 2
     assert any("4 of 9 retain clusters" in note for note in seen.notes)
+
+
+class Reciter(Speaker):
+    """Completes a text with its own words, whatever is asked."""
+
+    def __init__(self, words: str) -> None:
+        self.words, self.prompts = words, dict[str, str]()
+
+    def generate(self, queries: Sequence[Query], max_new_tokens: int) -> list[str]:
+        self.prompts |= {query.unit: query.prompt for query in queries}
+        return [self.words] * len(queries)
+
+
+def passages(text: str | None = "Long ago a was born in Torvik town") -> ForgetTask:
+    facts = [Fact(id=name, cluster=name, question=f"Where was {name}?", answer="Torvik", text=text) for name in "abcd"]
+    return ForgetTask(forget=tuple(facts[:2]), retain=tuple(facts[2:]))
+
+
+def decided(model: Speaker, task: ForgetTask, **parameters: Any) -> m.Measurement:
+    attack = m.Memorization(**parameters)
+    prepared = attack.prepare(Bench(task, np.random.default_rng(0), frozenset({"GeneratesText"})))
+    return attack.measure(model, prepared, np.random.default_rng(0))
+
+
+def test_muse_verbatim_is_rouge_l_f1_of_the_completed_passage() -> None:
+    # The second half is "born in Torvik town"; said "born in Torvik": recall 3/4, precision 1, F1 6/7.
+    seen = decided(Reciter("born in Torvik"), passages(), deciding="verbatim")
+    assert seen.leakage == (pytest.approx(6 / 7),) * 4
+    # With a limit of two words, only the first two gold words count: recall 1, precision 2/3, F1 4/5.
+    assert decided(Reciter("born in Torvik"), passages(), deciding="verbatim", max_new_tokens=2).leakage[0] == pytest.approx(
+        0.8
+    )
+
+
+def test_muse_knowledge_is_rouge_l_f1_of_the_answer_after_exemplars() -> None:
+    model = Reciter("in Torvik")
+    seen = decided(model, passages(), deciding="knowledge", shots=1)
+    assert seen.leakage == (pytest.approx(2 / 3),) * 4  # recall 1, precision 1/2
+    task = passages(None)
+    decided(model, task, deciding="knowledge", shots=1)
+    for fact in (*task.forget, *task.retain):
+        assert model.prompts[fact.id].count("Question:") == 2
+        assert model.prompts[fact.id].count(fact.question) == 1, "a question is not its own exemplar"
+
+
+def test_what_cannot_decide_is_refused() -> None:
+    with pytest.raises(NotApplicable, match="no `text`"):
+        decided(Speaker(), passages(None), deciding="verbatim")
+    with pytest.raises(NotApplicable, match="shots"):
+        decided(Speaker(), passages(), shots=2)
+    with pytest.raises(NotApplicable, match="generated text"):
+        m.Memorization(deciding="knowledge").prepare(Bench(passages(), np.random.default_rng(0), frozenset({"ScoresText"})))
