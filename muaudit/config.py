@@ -81,6 +81,28 @@ class RunConfig(Frozen):
     store: str | None = None
 
 
+class SeriesStep(Frozen):
+    """One of `[[series]]`: an earlier target, audited before the last; what it does not give stands as in the audit itself.
+
+    Attributes:
+        name: What reports call it, such as "first request" or "100 people".
+        target: Its model.
+        original: The model before its unlearning.
+        references: Models retrained without its forget set.
+        forget: Its forget set.
+        retain: Its retain set.
+        holdout: Its holdout set.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    target: ModelConfig
+    original: ModelConfig | None = None
+    references: tuple[ModelConfig, ...] = ()
+    forget: str | None = None
+    retain: str | None = None
+    holdout: str | None = None
+
+
 class SigningConfig(Frozen):
     """`[signing]`: the auditor's private key."""
 
@@ -91,7 +113,9 @@ class AuditConfig(Frozen):
     """A whole audit.toml.
 
     Attributes:
+        preset: A named set of attacks; sections of `attacks` change its parameters or add to it.
         attacks: Parameters by section name; `attack = "relearning"` in a section gives a second entry of one attack.
+        series: Earlier targets of a series; the last one is `target`.
     """
 
     task: TaskConfig
@@ -99,9 +123,20 @@ class AuditConfig(Frozen):
     original: ModelConfig | None = None
     references: Annotated[tuple[ModelConfig, ...], Field(min_length=1)]
     policy: PolicyConfig = PolicyConfig()
-    attacks: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    preset: str | None = None
+    attacks: dict[str, dict[str, Any]] = {}
+    series: tuple[SeriesStep, ...] = ()
     run: RunConfig = RunConfig()
     signing: SigningConfig | None = None
+
+    @model_validator(mode="after")
+    def _some_attack(self) -> "AuditConfig":
+        if not self.attacks and self.preset is None:
+            raise ValueError('no attack is asked for: add a section such as [attacks.memorization], or preset = "language"')
+        names = [step.name for step in self.series]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two steps of the series are called {twice!r}; give each a name of its own")
+        return self
 
     @model_validator(mode="after")
     def _one_kind(self) -> "AuditConfig":
@@ -195,6 +230,7 @@ def _keys(model: type[BaseModel]) -> set[str]:
         RecordedConfig,
         PolicyConfig,
         RunConfig,
+        SeriesStep,
         SigningConfig,
     ]
     return set(model.model_fields).union(*(family.model_fields for family in families))

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import ValidationError
 
 from muaudit import attack as attacks
-from muaudit import config, policy, store
+from muaudit import config, policy, preset, series, store
 from muaudit.compute import resolve_device
 from muaudit.config import AuditConfig, RecordedConfig
 from muaudit.errors import UsageError
@@ -48,6 +48,7 @@ class Plan(Frozen):
         data: Digests of the task files.
         task_digest: Digest of all that is asked.
         versions: Versions of the libraries that can change a measurement.
+        steps: The plans of the series' earlier steps, in order.
     """
 
     schema_version: Literal["1"] = "1"
@@ -60,6 +61,7 @@ class Plan(Frozen):
     data: tuple[DataRecord, ...]
     task_digest: str
     versions: dict[str, str]
+    steps: tuple["PlannedStep", ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -78,6 +80,13 @@ class Plan(Frozen):
             raise UsageError(
                 f"{path}: not a muaudit plan: {where}: {first['msg']}; run `muaudit plan audit.toml` again"
             ) from error
+
+
+class PlannedStep(Frozen):
+    """An earlier step of a series, with its own plan."""
+
+    name: str
+    plan: Plan
 
 
 def out_folder(settings: AuditConfig, base: Path) -> Path:
@@ -106,7 +115,7 @@ def make(settings: AuditConfig, base: Path) -> Plan:
     """
     rule = policy.load(settings.policy.name, base)
     rule = rule.model_copy(update={"margins": {**rule.margins, **settings.policy.margins}})
-    planned = tuple(_attack(name, dict(values)) for name, values in settings.attacks.items())
+    planned = tuple(_attack(name, dict(values)) for name, values in _sections(settings).items())
     if unknown := sorted(set(rule.margins) - {entry.name for entry in planned} - set(attacks.registry())):
         raise UsageError(f"policy.margins names {unknown[0]!r}, which is no attack of this audit; name one of [attacks]")
     models = tuple(_model_records(settings, base))
@@ -124,7 +133,16 @@ def make(settings: AuditConfig, base: Path) -> Plan:
         data=task.records,
         task_digest=task.digest,
         versions=dict(_versions()),
+        steps=tuple(PlannedStep(name=name, plan=make(step, base)) for name, step in series.earlier(settings)),
     )
+
+
+def _sections(settings: AuditConfig) -> dict[str, dict[str, Any]]:
+    """The sections of `[attacks]`: the preset's, with what the configuration changes and adds."""
+    sections = preset.attacks(settings.preset) if settings.preset is not None else {}
+    for name, values in settings.attacks.items():
+        sections[name] = sections.get(name, {}) | values
+    return sections
 
 
 def check(plan: Plan, base: Path) -> None:

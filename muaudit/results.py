@@ -265,7 +265,12 @@ class RunRecord(Frozen):
 
 
 class AuditReport(Frozen):
-    """All that an audit found, with what is needed to check and repeat it."""
+    """All that an audit found, with what is needed to check and repeat it.
+
+    Of a series of targets, `findings` holds every step's, the earlier ones' under names such as "memorization @ first request";
+    `series` holds leakage and retention along the steps; the earlier steps' models and data carry the step's name in their
+    role.
+    """
 
     schema_version: Literal["1"] = "1"
     tool: str
@@ -280,6 +285,7 @@ class AuditReport(Frozen):
     data: tuple[DataRecord, ...]
     limits: tuple[str, ...]
     run: RunRecord
+    series: tuple[Curve, ...] = ()
 
     @property
     def target(self) -> ModelRecord:

@@ -2,17 +2,17 @@
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 
 from muaudit import attack as attacks
-from muaudit import compute, plan, store
+from muaudit import compute, plan, series, store
 from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.compare import compare, conclude, unmeasured
 from muaudit.config import AuditConfig, CausalLMConfig, RecordedConfig
@@ -28,12 +28,14 @@ from muaudit.models import (
     ScoresTokens,
 )
 from muaudit.plan import Plan, PlannedAttack
-from muaudit.results import AttackCard, AuditReport, Finding, RunRecord, Verdict
+from muaudit.results import AttackCard, AuditReport, DataRecord, Finding, ModelRecord, RunRecord, Verdict
 from muaudit.store import Store
 
 CAPABILITIES: tuple[type, ...] = (
     ScoresText, GeneratesText, ScoresTokens, Finetunes, ExposesWeights, Quantizes, ReportsUtility,
 )  # fmt: skip
+
+Recorded = TypeVar("Recorded", ModelRecord, DataRecord)
 
 Progress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and what was just done."""
@@ -89,10 +91,14 @@ def run(frozen: Plan, base: Path, *, progress: Progress | None = None) -> AuditR
     """
     started, clock = datetime.now(UTC), time.perf_counter()
     plan.write(frozen, base)
-    work = _Run(frozen, base, progress or (lambda done, total, what: None))
+    steps = {**{step.name: step.plan for step in frozen.steps}, series.LAST: frozen}
+    works = {name: _Run(planned, base, progress or (lambda done, total, what: None)) for name, planned in steps.items()}
     with compute.settled(frozen.config.run.threads, torch_used=frozen.config.task.kind != "recorded"):
-        findings = work.findings()
-    concluded = conclude(findings, frozen.policy, references=len(frozen.config.references))
+        found = {name: work.findings() for name, work in works.items()}
+    names = [step.name for step in frozen.steps]
+    findings = [*found[series.LAST], *(one for name in names for one in series.labelled(found[name], name))]
+    rule = series.policy_for(frozen.policy, names)
+    concluded = conclude(findings, rule, references=min(len(step.config.references) for step in steps.values()))
     report = AuditReport(
         tool=frozen.tool,
         verdict=concluded.verdict,
@@ -102,23 +108,35 @@ def run(frozen: Plan, base: Path, *, progress: Progress | None = None) -> AuditR
         policy=frozen.policy.model_dump(mode="json"),
         attacks=tuple(_card(entry) for entry in frozen.attacks),
         findings=concluded.findings,
-        models=frozen.models,
-        data=frozen.data,
+        models=(*frozen.models, *(_of_step(one, step.name) for step in frozen.steps for one in step.plan.models)),
+        data=(*frozen.data, *(_of_step(one, step.name) for step in frozen.steps for one in step.plan.data)),
         limits=(*LIMITS, *_limits(frozen)),
-        run=RunRecord(
-            started=started.isoformat(timespec="seconds"),
-            finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            resumed=work.reused > 0,
-            computed=work.computed,
-            reused=work.reused,
-            model_seconds=round(work.model_seconds, 3),
-            total_seconds=round(time.perf_counter() - clock, 3),
-            host={"system": platform.platform(), "processor": platform.machine(), "python": platform.python_version()},
-            versions=frozen.versions,
-        ),
+        run=_record(frozen, list(works.values()), started, time.perf_counter() - clock),
+        series=series.curves(found),
     )
     store.write_atomically(plan.out_folder(frozen.config, base) / "report.json", report.canonical())
     return report
+
+
+def _of_step(record: Recorded, step: str) -> Recorded:
+    """A model's or file's record under the name of its step in the series."""
+    return record.model_copy(update={"role": f"{step}: {record.role}"})
+
+
+def _record(frozen: Plan, works: "Sequence[_Run]", started: datetime, seconds: float) -> RunRecord:
+    """What may differ between two runs of one plan, over all steps of a series."""
+    reused = sum(work.reused for work in works)
+    return RunRecord(
+        started=started.isoformat(timespec="seconds"),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        resumed=reused > 0,
+        computed=sum(work.computed for work in works),
+        reused=reused,
+        model_seconds=round(sum(work.model_seconds for work in works), 3),
+        total_seconds=round(seconds, 3),
+        host={"system": platform.platform(), "processor": platform.machine(), "python": platform.python_version()},
+        versions=frozen.versions,
+    )
 
 
 class _Run:

@@ -84,6 +84,7 @@ def render(report: AuditReport) -> str:
         return Markup(picture.svg)  # noqa: S704 - our own SVG; its text is escaped by matplotlib
 
     forest = inlined(figures.forest(report.findings))
+    along = [(curve, inlined(figures.curve(curve, f"series-{place}"))) for place, curve in enumerate(report.series)]
     views = [_view(number, finding, inlined) for number, finding in enumerate(report.findings, 1)]
     css = _template("report.css") + "".join(picture.css for picture in pictures)
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
@@ -98,6 +99,7 @@ def render(report: AuditReport) -> str:
         measured=list(dict.fromkeys(finding.attack for finding in report.findings if finding.gap is not None)),
         forgotten=_forgotten(report),
         forest=forest,
+        along=[Chart(curve, svg) for curve, svg in along if svg is not None],
         views=views,
         controls=controls(report),
         digest=report.content_digest(),

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from muaudit.reports.text import controls, interval, name_of, remark, signed, visible
-from muaudit.results import AuditReport, Finding, Verdict
+from muaudit.results import AuditReport, Curve, Finding, Verdict
 
 STYLES = {
     Verdict.PASS: "green",
@@ -52,6 +52,7 @@ def table(
     lines.append(Text())
     if judged := controls(report):
         lines.append(Text(f"  controls {judged}"))
+    lines += [Text(f"  series   {_line(_along(curve))}") for curve in report.series]
     lines.append(Text("  verdict  ").append(_word(report.verdict)).append(f"   {_line(report.reason)}"))
     if folder is not None:
         lines.append(Text(f"  read     {_line(str(folder / 'report.html'))}"))
@@ -83,6 +84,12 @@ def _row(finding: Finding) -> tuple[Text, ...]:
         numbers += "" if finding.margin is None else f"  margin {finding.margin:g}"
     name, note = Text(_line(name_of(finding))), Text(_line(remark(finding)))
     return name, _word(finding.verdict), Text(numbers), note
+
+
+def _along(curve: Curve) -> str:
+    """The target's line of a series beside its references'."""
+    means = [f"{line.model} {' '.join(f'{value:.3f}' for value in line.y)}" for line in curve.lines if line.model != "original"]
+    return f"{curve.name}: {'; '.join(means)}"
 
 
 def _word(verdict: Verdict) -> Text:

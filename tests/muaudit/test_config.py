@@ -44,7 +44,7 @@ def test_the_smallest_file_gets_every_default() -> None:
         ({"target": {**GOOD["target"], "batchsize": 8}}, "unknown key 'target.batchsize'; did you mean 'batch_size'?"),
         ({"references": [{**GOOD["target"], "pth": "x"}]}, "unknown key 'references.0.pth'; did you mean 'path'?"),
         ({"target": None}, "key 'target' is missing; add it"),
-        ({"attacks": None}, "key 'attacks' is missing; add it"),
+        ({"attacks": None}, "no attack is asked for: add a section"),
         ({"target": {"kind": "causal_lm"}}, "key 'target.path' is missing; add it"),
         ({"target": {"path": "models/target"}}, "'target.kind' is missing"),
         ({"target": {"kind": "casual_lm", "path": "p"}}, "causal_lm"),
