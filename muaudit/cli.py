@@ -92,13 +92,14 @@ def main() -> None:
 @main.command()
 @click.option("--out", type=anywhere, default=Path("demo-audit"), show_default=True, help="Folder for models and reports.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Trainings at a time.")
+@click.option("--full", is_flag=True, help="Every attack on language models, on fine-tuned models with a common base.")
 @as_json
 @shown
-def demo(out: Path, workers: int, as_json: bool) -> None:
+def demo(out: Path, workers: int, full: bool, as_json: bool) -> None:
     """Train known-answer models, audit one that only suppressed and one honest retrain, and sign both answers."""
     from muaudit.demo import run
 
-    reports = run(out, workers=workers, console=console(stderr=as_json))
+    reports = run(out, workers=workers, full=full, console=console(stderr=as_json))
     if as_json:
         put_json({name: report.model_dump(mode="json") for name, report in reports.items()})
 
@@ -111,6 +112,7 @@ def demo(out: Path, workers: int, as_json: bool) -> None:
 @click.option("--original", type=existing, help="Folder of the model before unlearning.")
 @click.option("--reference", "references", type=existing, multiple=True, help="Folder of a retrained model; repeat.")
 @click.option("--key", type=existing, help="The auditor's private key.")
+@click.option("--preset", help="A named set of attacks, such as language or muse; memorization and relearning by default.")
 @click.option("--out", type=anywhere, default=Path("audit.toml"), show_default=True, help="File to write.")
 @as_json
 @shown
@@ -277,8 +279,12 @@ def attacks(name: str | None, as_json: bool) -> None:
         put_json(value)
         return
     from muaudit.cards import text
+    from muaudit.preset import shipped
 
     click.echo(text(value))
+    if name is None:
+        told = "\n".join(f"  {preset:<10} {what}" for preset, what in shipped().items())
+        click.echo(f'\npresets, named in audit.toml as preset = "...":\n{told}')
 
 
 @main.command()

@@ -35,7 +35,7 @@ def build_testbed(
     Args:
         out: Folder for data and models.
         models: Their names, as `muaudit.testbed.build.wanted` reads them.
-        preset: `small` or `standard`.
+        preset: A key of `muaudit.testbed.build.PRESETS`.
         workers: Trainings at a time.
         progress: Told of every model.
 
@@ -55,7 +55,15 @@ def build_testbed(
     return build(PRESETS[preset], out, models, jobs=workers, progress=report)
 
 
-def write_audit(path: Path, models: Mapping[str, Path], *, target: str, key: Path | None = None, workers: int = 1) -> Path:
+def write_audit(
+    path: Path,
+    models: Mapping[str, Path],
+    *,
+    target: str,
+    key: Path | None = None,
+    workers: int = 1,
+    preset: str | None = None,
+) -> Path:
     """Writes an audit.toml of a testbed's model, as `muaudit init` writes it for a user's.
 
     Args:
@@ -64,6 +72,7 @@ def write_audit(path: Path, models: Mapping[str, Path], *, target: str, key: Pat
         target: The model to audit.
         key: The auditor's private key.
         workers: Measurements at a time.
+        preset: A named set of attacks; memorization and relearning by default.
 
     Returns:
         The file. Its results go to a folder beside it, of the same name; audits in one folder share a store.
@@ -81,16 +90,18 @@ def write_audit(path: Path, models: Mapping[str, Path], *, target: str, key: Pat
         results=path.stem,
         store="store",
         workers=workers,
+        preset=preset,
     )
 
 
-def run(out: Path, *, workers: int, console: Console) -> dict[str, AuditReport]:
+def run(out: Path, *, workers: int, console: Console, full: bool = False) -> dict[str, AuditReport]:
     """Trains, audits, prints, signs.
 
     Args:
         out: Folder of everything; what is there already is not made again.
         workers: Trainings and measurements at a time.
         console: Where the tables go.
+        full: Whether to run the whole battery, on models that share a base, instead of memorization and relearning.
 
     Returns:
         The two reports, by target.
@@ -107,9 +118,12 @@ def run(out: Path, *, workers: int, console: Console) -> dict[str, AuditReport]:
     reports = {}
     with _bars(console) as bars:
         training = _line(bars, "training known-answer models")
-        models = build_testbed(out / "testbed", preset="standard", workers=workers, progress=training)
+        bed = "lineage" if full else "standard"
+        models = build_testbed(out / f"testbed-{bed}", preset=bed, workers=workers, progress=training)
         for target in (SUPPRESSED, HONEST):
-            audit = write_audit(out / f"{target}.toml", models, target=target, key=key, workers=workers)
+            audit = write_audit(
+                out / f"{target}.toml", models, target=target, key=key, workers=workers, preset="language" if full else None
+            )
             reports[target] = runner.audit(audit, progress=_line(bars, f"auditing {target}"))
             deliver(reports[target], out / target, key)
     for target, report in reports.items():

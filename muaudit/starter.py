@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from muaudit.errors import UsageError
+from muaudit.preset import attacks
 
 _TEMPLATE = """\
 # audit.toml: one audit. Paths start from this file's folder. `muaudit plan` freezes it, `muaudit scan` runs it.
-
+{preset}
 [task]
 kind = "facts"                    # JSON Lines: {{"id", "cluster", "question", "answer", ...}}, one fact a line
 forget = {forget}
@@ -30,6 +31,16 @@ path = {target}
 name = "standard"                 # a shipped policy, or the path of your own
 # margins = {{ memorization = 0.05 }}
 
+{attacks}
+[run]
+seed = "2026"
+device = "auto"
+threads = 1                       # fixed, because sums differ in their last bits with the number of threads
+workers = {workers}                       # measurements at a time
+out = {results}
+{store}{signing}"""
+
+_ATTACKS = """\
 [attacks.memorization]            # every parameter: muaudit attacks memorization
 [attacks.relearning]
 budgets = [5, 10, 20, 40]         # optimiser steps
@@ -38,14 +49,9 @@ learning_rate = 3e-4              # small models from scratch; 1e-5 is usual for
 # [attacks.relearning_benign]     # a second entry of one attack
 # attack = "relearning"
 # train_on = "benign"
+"""
 
-[run]
-seed = "2026"
-device = "auto"
-threads = 1                       # fixed, because sums differ in their last bits with the number of threads
-workers = {workers}                       # measurements at a time
-out = {results}
-{store}{signing}"""
+_NO_PRESET = '# preset = "language"             # the whole battery at once; `muaudit attacks` lists attacks and presets\n'
 
 _NO_RETAIN = '# retain = "retain.jsonl"         # shows collateral damage\n'
 
@@ -70,6 +76,7 @@ _NO_KEY = """
 def write(
     out: Path, *, target: Path, forget: Path, retain: Path | None, holdout: Path | None, original: Path | None,
     references: Sequence[Path], key: Path | None, results: str = "audit", store: str | None = None, workers: int = 1,
+    preset: str | None = None,
 ) -> Path:  # fmt: skip
     """Writes a commented audit.toml.
 
@@ -85,6 +92,7 @@ def write(
         results: Folder of the results, from the file's folder.
         store: Folder of what several audits share; each has its own by default.
         workers: Measurements at a time.
+        preset: A named set of attacks; memorization and relearning by default.
 
     Returns:
         The file.
@@ -100,7 +108,11 @@ def write(
         return json.dumps(os.path.relpath(path, out.parent), ensure_ascii=False)
 
     models = [f'[[references]]\nkind = "causal_lm"\npath = {told(path)}\n' for path in references]
+    if preset is not None:
+        attacks(preset)  # refuses an unknown name before anything is written
     text = _TEMPLATE.format(
+        preset=f"preset = {json.dumps(preset)}\n" if preset else _NO_PRESET,
+        attacks="# [attacks.memorization]          # a section here changes the preset's\n" if preset else _ATTACKS,
         forget=told(forget),
         retain=f"retain = {told(retain)}\n" if retain else _NO_RETAIN,
         holdout=f"holdout = {told(holdout)}\n" if holdout else "",
