@@ -49,9 +49,9 @@ class Policy(Frozen):
     minimum_references: Annotated[int, Field(ge=1)] = 1
     minimum_clusters: Annotated[int, Field(ge=2)] = 10
 
-    def margin_of(self, attack: str) -> float:
-        """The margin of one attack, by its name in the plan."""
-        return self.margins.get(attack, self.margin)
+    def margin_of(self, name: str, attack: str | None = None) -> float:
+        """The margin of one attack: by its name in the plan, else by the attack that stands behind that name."""
+        return self.margins.get(name, self.margins.get(attack or name, self.margin))
 
 
 def shipped() -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from muaudit.errors import EnvironmentFault, ModelError
 from muaudit.models import Finetuning, Query, TextScore, TokenScores
 from muaudit.models.finetuning import seeded, step, stream, trainable_copy
 from muaudit.models.folder import Dtype, load, pick_device
+from muaudit.models.quantized import SCHEMES, rounded_copy
 from muaudit.models.scoring import score_batch, score_tokens_batch
 from muaudit.models.tokens import Encoded, encode, encode_prompts, pad
 
@@ -332,6 +333,23 @@ class CausalLM:
                 budget,
                 type(self)(copied, self.tokenizer, digest=digest, batch_size=self.batch_size, stopwatch=self._stopwatch),
             )
+
+    def quantized(self, bits: Literal[4, 8]) -> Self:
+        """A copy whose linear layers hold rounded weights; embeddings, head, norms and biases stay.
+
+        Args:
+            bits: 8 (symmetric, by row) or 4 (NormalFloat in blocks of 64); `muaudit.models.quantized` defines both.
+
+        Returns:
+            The copy, with a digest of its own; it shares the weights that are not rounded.
+
+        Raises:
+            ModelError: There is nothing to round, or it is rounded already.
+        """
+        with self._stopwatch.running(), _memory():
+            module = rounded_copy(self.module, bits)
+        digest = hashlib.sha256(f"{self.digest} {SCHEMES[bits]}".encode()).hexdigest()
+        return type(self)(module, self.tokenizer, digest=digest, batch_size=self.batch_size, stopwatch=self._stopwatch)
 
     def _pairs(self, queries: Sequence[Query]) -> list[tuple[str, str]]:
         return [(self.chat(query.prompt) if query.chat else query.prompt, query.completion) for query in queries]

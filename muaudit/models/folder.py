@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from muaudit.errors import EnvironmentFault, ModelError
@@ -56,7 +56,9 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load(path: Path, *, base: Path | None, dtype: Dtype, device_map: str | dict[str, Any] | None) -> Folder:
+def load(
+    path: Path, *, base: Path | None, dtype: Dtype, device_map: str | dict[str, Any] | None, masked: bool = False
+) -> Folder:
     """Loads network and tokenizer.
 
     Args:
@@ -64,6 +66,7 @@ def load(path: Path, *, base: Path | None, dtype: Dtype, device_map: str | dict[
         base: With an adapter: its model's folder.
         dtype: What the weights are computed in.
         device_map: As accelerate takes it.
+        masked: Whether it is a masked language model instead of a causal one.
 
     Returns:
         The network in evaluation mode (an adapter is merged into it), its tokenizer and the digest.
@@ -85,7 +88,7 @@ def load(path: Path, *, base: Path | None, dtype: Dtype, device_map: str | dict[
     _refuse_pickles(whole, "model")
     with _quiet():
         tokenizer = _tokenizer(whole)
-        module = _network(whole, dtype, device_map)
+        module = _network(whole, dtype, device_map, AutoModelForMaskedLM if masked else AutoModelForCausalLM)
         if base is not None:
             _refuse_pickles(path, "adapter_model")
             module = _merged(module, path)
@@ -156,9 +159,14 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
-def _network(folder: Path, dtype: Dtype, device_map: str | dict[str, Any] | None) -> PreTrainedModel:
+def _network(
+    folder: Path,
+    dtype: Dtype,
+    device_map: str | dict[str, Any] | None,
+    kind: Any,  # noqa: ANN401 - transformers is untyped
+) -> PreTrainedModel:
     try:
-        module, info = AutoModelForCausalLM.from_pretrained(
+        module, info = kind.from_pretrained(
             folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             device_map=device_map,

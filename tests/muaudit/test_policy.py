@@ -15,6 +15,7 @@ def test_the_standard_policy_is_the_documented_one() -> None:
     standard = policy.load("standard")
     assert (standard.margin, standard.cluster_margin, standard.confidence) == (0.05, 0.25, 0.95)
     assert standard.margin_of("memorization") == 0.05
+    assert standard.margin_of("membership") == standard.margin_of("privacy_leakage", "membership") == 0.15
 
 
 @pytest.mark.parametrize("name", policy.shipped())
