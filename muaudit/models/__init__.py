@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from muaudit.models.tokens import Encoded
 
-Role = Literal["answer", "paraphrase", "wrong_answer", "text"]
+Role = Literal["answer", "paraphrase", "wrong_answer", "text", "probe"]
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class Recorded:
         Raises:
             ModelError: A generation was not recorded.
         """
-        texts = [self._item(query).generated for query in queries]
+        texts = [None if query.role == "probe" else self._item(query).generated for query in queries]
         for query, text in zip(queries, texts, strict=True):
             if text is None:
                 raise ModelError(f"unit {query.unit!r}: no generation was recorded; record it or leave the unit out")
