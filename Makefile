@@ -58,10 +58,10 @@ test-core: .venv-core/.done wheel  ## The wheel alone, without torch: command li
 	cd build/core/release_gate && ../../../.venv-core/bin/python -P make_logs.py && ../../../.venv-core/bin/python -P -m pytest -q
 
 test-transformers5: .venv-transformers5/.done  ## What touches models, on transformers 5 and without textattack.
-	.venv-transformers5/bin/pytest -q -n 2 --dist loadfile -m "not textattack and not chromium and not long" $(CORE_TESTS)
+	.venv-transformers5/bin/pytest -q -n 2 --dist loadgroup -m "not textattack and not chromium and not long" $(CORE_TESTS)
 
 test-main: .venv/.dev  ## The whole test suite.
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 8
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations 8
 
 bench: .venv/.dev  ## Measures speed and error rates; takes a while, prints, judges nothing.
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
@@ -78,8 +78,8 @@ clean:  ## Removes what was built and installed here.
 	@touch $@
 
 .venv/.dev: .venv/.models
-	@echo "installing muaudit[text] and the dev tools into .venv; this happens once"
-	@$(BIN)/python $(INSTALL) -e '.[text]' --group dev
+	@echo "installing muaudit[all] and the dev tools into .venv; this happens once"
+	@$(BIN)/python $(INSTALL) -e '.[all]' --group dev
 	@touch $@
 
 .venv-core/.done: pyproject.toml constraints.txt
@@ -90,9 +90,9 @@ clean:  ## Removes what was built and installed here.
 
 .venv-transformers5/.done: CONSTRAINTS := constraints-transformers5.txt
 .venv-transformers5/.done: pyproject.toml constraints-transformers5.txt
-	@echo "installing muaudit[models] on transformers 5 into .venv-transformers5; this happens once"
+	@echo "installing muaudit[models,endpoint] on transformers 5 into .venv-transformers5; this happens once"
 	@$(call environment,.venv-transformers5)
-	@.venv-transformers5/bin/python $(INSTALL) -e '.[models]' $(PYTEST_TOOLS)
+	@.venv-transformers5/bin/python $(INSTALL) -e '.[models,endpoint]' $(PYTEST_TOOLS)
 	@touch $@
 
 # A virtual environment with the pinned pip, and the build tools that building without isolation needs.

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, PrivateAttr, model_validator
 
-from muaudit.errors import ModelError, UsageError
+from muaudit.errors import ModelError, NotApplicable, UsageError
 from muaudit.results import AttackCard, Frozen, Transcript
 
 if TYPE_CHECKING:
@@ -39,6 +40,16 @@ class BudgetCurve(Frozen):
     y: tuple[float, ...]
 
 
+class Layers(Frozen):
+    """One model's numbers in [0, 1] by layer and unit: one row a layer, one column a unit of the measurement, in its order.
+
+    None stands where a layer says nothing about a unit.
+    """
+
+    rows: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+
+
 class Measurement(Frozen):
     """One attack on one model.
 
@@ -51,6 +62,7 @@ class Measurement(Frozen):
         facets: Names of scores that are alternatives of one another, by what one of them is called ("kind", "form"); the
             finding names the one with the largest gap.
         curves: Mean leakage along a budget, by name.
+        heat_maps: Numbers by layer and unit, by name.
         transcripts: What was asked and answered, by unit.
         summaries: Numbers about the whole model, by name; they decide nothing.
         powerless: Why a low leakage would prove nothing here (the attack did not do its work); forbids `pass`.
@@ -64,6 +76,7 @@ class Measurement(Frozen):
     scores: dict[str, tuple[float, ...]] = {}
     facets: dict[str, tuple[str, ...]] = {}
     curves: dict[str, BudgetCurve] = {}
+    heat_maps: dict[str, Layers] = {}
     transcripts: dict[str, Transcript] = {}
     summaries: dict[str, float] = {}
     powerless: str | None = None
@@ -91,6 +104,11 @@ class Measurement(Frozen):
                 raise ValueError(f"{name} has {len(column)} entries for {len(self.units)} units")
         if unknown := [name for names in self.facets.values() for name in names if name not in self.scores]:
             raise ValueError(f"facet {unknown[0]!r} is not among the scores")
+        for name, map_ in self.heat_maps.items():
+            if len(map_.values) != len(map_.rows) or any(len(row) != len(self.units) for row in map_.values):
+                raise ValueError(f"heat map {name!r} is not one row a layer and one column a unit")
+            if any(value is not None and not 0 <= value <= 1 for row in map_.values for value in row):
+                raise ValueError(f"heat map {name!r} has a number outside [0, 1]")
         if len(set(self.units)) != len(self.units):
             raise ValueError("a unit is measured twice")
         for unit, leakage in zip(self.units, self.leakage, strict=True):
@@ -100,14 +118,42 @@ class Measurement(Frozen):
 
 
 class Prepared(Frozen):
-    """An attack's prepared state: plain data, made once, the same for every model."""
+    """An attack's prepared state: plain data, made once, the same for every model.
+
+    An attack with `reads_original` also finds the way to the original here. It is no part of the data: the runner attaches it
+    after the state was read from the store, alike for every model.
+    """
 
     data: dict[str, Any] = {}
+    _open_original: "Callable[[], Model] | None" = PrivateAttr(default=None)
+
+    def with_original(self, open_original: "Callable[[], Model] | None") -> Self:
+        """The same state with a way to the original.
+
+        Args:
+            open_original: Opens the model before unlearning.
+
+        Returns:
+            A copy; its data, its digest and what is stored of it are the same.
+        """
+        copy = self.model_copy()
+        copy._open_original = open_original
+        return copy
+
+    def open_original(self) -> "Model":
+        """Opens the model before unlearning, in whose network an attack reads other models' states.
+
+        Raises:
+            NotApplicable: The audit has none.
+        """
+        if self._open_original is None:
+            raise NotApplicable("this attack reads models in the original's network; give the audit [original]")
+        return self._open_original()
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What `prepare` may see: the task and the original; never the target or a reference that it is compared with.
+    """What `prepare` may see: the task, the original and a reference for calibration; never a model that is compared.
 
     Attributes:
         task: The forget, retain and holdout sets.
@@ -115,12 +161,16 @@ class Bench:
         capabilities: Names of the capability protocols that every audited model has, so that an attack with several ways
             treats all models alike.
         open_original: Opens the model before unlearning; None where the audit has none.
+        open_calibration: Opens the reference that is set aside for an attack that `calibrates`; None where there is none.
+        folder: Where paths among an attack's parameters start from.
     """
 
     task: "ForgetTask"
     rng: "np.random.Generator"
     capabilities: frozenset[str]
     open_original: "Callable[[], Model] | None" = None
+    open_calibration: "Callable[[], Model] | None" = None
+    folder: Path = Path()
 
 
 class Attack(BaseModel, ABC):
@@ -134,6 +184,10 @@ class Attack(BaseModel, ABC):
         access: What it needs from the vendor.
         needs: Capability protocols (`muaudit.models`) that a model must satisfy; a tuple of them means any one.
         sided: "two" where a score far below the references gives membership away too.
+        reads_original: Whether `measure` reads the original too, by `prepared.open_original()`. It still cannot tell which
+            model it attacks, since all are read in the same one.
+        calibrates: Whether `prepare` needs a reference of its own. The audit's last reference is then set aside for it and left
+            out of this attack's comparison, since what was tuned on a model cannot be judged by it; it takes two references.
         cost: What a run costs, in words.
     """
 
@@ -146,6 +200,8 @@ class Attack(BaseModel, ABC):
     access: ClassVar[Access]
     needs: ClassVar[tuple[type | tuple[type, ...], ...]]
     sided: ClassVar[Literal["one", "two"]] = "one"
+    reads_original: ClassVar[bool] = False
+    calibrates: ClassVar[bool] = False
     cost: ClassVar[str]
 
     @abstractmethod
@@ -174,6 +230,10 @@ class Attack(BaseModel, ABC):
         Returns:
             The measurement.
         """
+
+    def files(self) -> tuple[str, ...]:
+        """Paths among the parameters, relative to the audit's folder; what they hold is part of the prepared state's key."""
+        return ()
 
     def missing(self, family: type) -> list[str]:
         """Names of the needed capabilities that a model family does not have."""

@@ -309,7 +309,9 @@ def testbed() -> None:
 
 @testbed.command("build")
 @click.option("--out", type=anywhere, default=Path("testbed"), show_default=True, help="Folder for data and models.")
-@click.option("--preset", type=click.Choice(["small", "standard"]), default="standard", show_default=True)
+@click.option(
+    "--preset", type=click.Choice(["small", "standard", "lineage", "corrupted"]), default="standard", show_default=True
+)
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Trainings at a time.")
 @as_json
 @shown

@@ -218,8 +218,9 @@ def _leakage(card: AttackCard, panel: Panel, models: Mapping[str, Measurement], 
     bare = _bare(card, panel, rule.margin, "leakage").model_copy(
         update={
             "curves": evidence.curves(models),
+            "heat_maps": evidence.heat_maps(panel),
             "worst_units": evidence.worst_units(panel, models, two_sided=rule.two_sided),
-            "summaries": {role: dict(one.summaries) for role, one in models.items() if one.summaries},
+            "summaries": evidence.summaries(models),
             "notes": evidence.notes(models, len(panel.references)),
         }
     )
@@ -296,7 +297,7 @@ def compare(
     if "forget" not in target.sets:
         raise ModelError(f"{card.name}: no forget unit was measured, so there is nothing to judge; check the forget set")
     leakage = _Rule(
-        margin=policy.margin_of(card.name),
+        margin=policy.margin_of(card.name, card.attack),
         cluster_margin=policy.cluster_margin,
         confidence=policy.confidence,
         equivalence_confidence=policy.equivalence_confidence,

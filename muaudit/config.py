@@ -1,11 +1,13 @@
 """audit.toml: the one configuration for shell, Python and pytest."""
 
+import re
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from muaudit.errors import UsageError
 from muaudit.results import Frozen
@@ -40,6 +42,20 @@ class CausalLMConfig(Frozen):
     batch_size: Annotated[int, Field(ge=1)] = 64
 
 
+class GuardedConfig(Frozen):
+    """A local Hugging Face folder that also holds guard.json: a gate on prompts, and what it does to those that it flags.
+
+    Attacks that send text see the guarded behaviour; those that read, train or round weights see the network inside. The same
+    folder as kind "causal_lm" is the network inside alone.
+    """
+
+    kind: Literal["guarded"]
+    path: str
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device_map: str | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 64
+
+
 class RecordedConfig(Frozen):
     """Per-item logs instead of weights."""
 
@@ -48,8 +64,91 @@ class RecordedConfig(Frozen):
     format: Literal["tofu", "open_unlearning"]
 
 
+class EndpointConfig(Frozen):
+    """A model behind an OpenAI-compatible server.
+
+    Attributes:
+        url: The server's base address, as a rule ending in /v1; it holds no user, password or query.
+        model: The model's name there.
+        api: "chat" sends a prompt as the user's turn; "completions" sends it as it is.
+        logprobs: Whether the server echoes prompts with their log-probabilities; only with api = "completions".
+        stop: Texts that end an answer, at most four.
+        key_env: Name of the environment variable that holds the key; without it none is sent.
+        timeout: Most seconds for one whole answer.
+        retries: How often a request that fails is sent again.
+        requests_per_minute: Most requests a minute, evenly spread, over all workers.
+        concurrency: Most requests at a time, of one worker.
+        max_requests: Most requests that may ever be sent for this store, retries included.
+        price_per_million_input: Price of a million prompt tokens, in any currency; for the ledger's estimate.
+        price_per_million_output: The same, of generated tokens.
+    """
+
+    kind: Literal["endpoint"]
+    url: str
+    model: Annotated[str, Field(min_length=1)]
+    api: Literal["chat", "completions"] = "chat"
+    logprobs: bool = False
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=4)] = ()
+    key_env: str | None = None
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    retries: Annotated[int, Field(ge=0, le=20)] = 5
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 4
+    max_requests: Annotated[int, Field(ge=1)] | None = None
+    price_per_million_input: Annotated[float, Field(ge=0)] | None = None
+    price_per_million_output: Annotated[float, Field(ge=0)] | None = None
+
+    @property
+    def shown(self) -> str:
+        """Model and address, as reports name the endpoint."""
+        return f"{self.model} at {self.url}"
+
+    def identity(self) -> dict[str, Any]:
+        """All that identifies what answers; limits and prices do not."""
+        return self.model_dump(mode="json", include={"url", "model", "api", "logprobs", "stop"})
+
+    @field_validator("url")
+    @classmethod
+    def _plain_address(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            parts.port  # noqa: B018 - raises where it is no number
+        except ValueError:
+            parts = urlsplit("")
+        if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
+            raise ValueError('not the address of a server; write it out, such as "https://api.example.com/v1"')
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError(
+                "an address here has no user, password, query or fragment, since reports show it; a key goes into the "
+                "environment, and `key_env` names the variable"
+            )
+        return url.rstrip("/")
+
+    @field_validator("key_env")
+    @classmethod
+    def _name_of_a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise ValueError(
+                "not the name of an environment variable (capital letters, digits and _); the key itself never goes into a file"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "EndpointConfig":
+        if self.logprobs and self.api != "completions":
+            raise ValueError(
+                'logprobs = true needs api = "completions", since a chat gives no log-probabilities of a prompt; set either'
+            )
+        if (self.price_per_million_input is None) != (self.price_per_million_output is None):
+            raise ValueError("one price alone gives no cost; set price_per_million_input and price_per_million_output")
+        return self
+
+
 TaskConfig = Annotated[FactsTask | RecordedTask, Field(discriminator="kind")]
-ModelConfig = Annotated[CausalLMConfig | RecordedConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[CausalLMConfig | GuardedConfig | RecordedConfig | EndpointConfig, Field(discriminator="kind")]
+
+WEIGHTLESS = ("recorded", "endpoint")
+"""Kinds of models that are not computed here: they need neither torch nor a device."""
 
 
 class PolicyConfig(Frozen):
@@ -151,9 +250,9 @@ class AuditConfig(Frozen):
             )
         return self
 
-    def models(self) -> list[tuple[str, "CausalLMConfig | RecordedConfig"]]:
+    def models(self) -> list[tuple[str, "ModelConfig"]]:
         """All models with their roles: target, reference 1 ..., original."""
-        models = [("target", self.target)]
+        models: list[tuple[str, ModelConfig]] = [("target", self.target)]
         models += [(f"reference {number}", model) for number, model in enumerate(self.references, start=1)]
         if self.original is not None:
             models.append(("original", self.original))
@@ -227,7 +326,9 @@ def _keys(model: type[BaseModel]) -> set[str]:
         FactsTask,
         RecordedTask,
         CausalLMConfig,
+        GuardedConfig,
         RecordedConfig,
+        EndpointConfig,
         PolicyConfig,
         RunConfig,
         SeriesStep,

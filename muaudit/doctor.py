@@ -14,6 +14,7 @@ EXTRAS = {
     "safetensors": "models",
     "peft": "models",
     "textattack": "text",
+    "openai": "endpoint",
 }
 """Libraries that no core command needs, and the extra that brings each."""
 

@@ -31,5 +31,9 @@ class EnvironmentFault(MuauditError):
     exit_code = 5
 
 
+class ServerFault(EnvironmentFault):
+    """A server that fails for good, or may not be asked any more; it ends the audit, and what it answered is kept."""
+
+
 class NotApplicable(MuauditError):
     """An attack that has nothing to work on in this audit; its finding is `skipped` with this reason."""

@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from muaudit.attack import Measurement
+from muaudit.membership import privacy_leakage
 from muaudit.results import (
     ClusterResult,
     Curve,
     CurveLine,
+    HeatMap,
     KolmogorovSmirnov,
     ScoreResult,
     UnitResult,
@@ -24,6 +26,7 @@ FloatArray = NDArray[np.float64]
 
 SHOWN_CLUSTERS = 10
 SHOWN_UNITS = 8
+SHOWN_COLUMNS = 60
 FORGET_QUALITY = "truth_ratio"
 """Scores whose name starts so get the two-sample test that TOFU publishes as forget quality (as its logarithm)."""
 
@@ -141,6 +144,43 @@ def curves(models: Mapping[str, Measurement]) -> tuple[Curve, ...]:
         )
         for name, curve in sorted(models["target"].curves.items())
     )
+
+
+def heat_maps(panel: Panel) -> tuple[HeatMap, ...]:
+    """The target's numbers by layer and unit, and beside them the references' means, for the units with the largest gaps."""
+    target, references, _ = panel.rows()
+    order = np.argsort(references.mean(0) - target, kind="stable")[:SHOWN_COLUMNS]
+    maps = []
+    for name, shown in sorted(panel.target.heat_maps.items()):
+        for model, measured in (("target", [panel.target]), ("references", panel.references)):
+            layers = [one.heat_maps[name] for one in measured if name in one.heat_maps]
+            if not layers or any(one.rows != shown.rows for one in layers):
+                continue
+            # A layer that says nothing about a unit in one model says nothing about it in their mean.
+            stack = np.array([[[np.nan if v is None else v for v in row] for row in one.values] for one in layers], dtype=float)
+            mean = stack.mean(0)[:, panel.chosen[order]]
+            maps.append(
+                HeatMap(
+                    name=name,
+                    model=model,
+                    rows=shown.rows,
+                    columns=tuple(panel.units[index] for index in order),
+                    values=tuple(tuple(None if np.isnan(v) else float(v) for v in row) for row in mean),
+                    total=len(panel.units),
+                )
+            )
+    return tuple(maps)
+
+
+def summaries(models: Mapping[str, Measurement]) -> dict[str, dict[str, float]]:
+    """Each model's summaries, by role; to those with MUSE's AUC, PrivLeak against the references' mean AUC is added."""
+    shown = {role: dict(one.summaries) for role, one in models.items() if one.summaries}
+    retrained = [one["muse_auc"] for role, one in shown.items() if role.startswith("reference") and "muse_auc" in one]
+    if retrained and (mean := float(np.mean(retrained))) > 0:
+        for one in shown.values():
+            if "muse_auc" in one:
+                one["muse_priv_leak"] = privacy_leakage(one["muse_auc"], mean)
+    return shown
 
 
 def worst_units(panel: Panel, models: Mapping[str, Measurement], *, two_sided: bool) -> tuple[UnitResult, ...]:

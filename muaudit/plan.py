@@ -1,5 +1,6 @@
 """The plan: everything that decides an audit, frozen and hashed before any model is attacked."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -7,20 +8,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import rfc8785
 from pydantic import ValidationError
 
 from muaudit import attack as attacks
 from muaudit import config, policy, preset, series, store
 from muaudit.compute import resolve_device
-from muaudit.config import AuditConfig, RecordedConfig
+from muaudit.config import AuditConfig, EndpointConfig, RecordedConfig
 from muaudit.errors import UsageError
 from muaudit.manifest import manifest, manifest_digest
 from muaudit.policy import Policy
-from muaudit.results import DataRecord, Frozen, ModelRecord
+from muaudit.results import DataRecord, FileDigest, Frozen, ModelRecord
 from muaudit.task import ForgetTask
 from muaudit.version import VERSION
 
-LIBRARIES = ("numpy", "scipy", "torch", "transformers", "tokenizers", "peft", "rouge-score")
+LIBRARIES = ("numpy", "scipy", "torch", "transformers", "tokenizers", "peft", "rouge-score", "opacus", "scikit-learn")
 """Libraries whose version can change a measurement."""
 
 
@@ -119,8 +121,8 @@ def make(settings: AuditConfig, base: Path) -> Plan:
     if unknown := sorted(set(rule.margins) - {entry.name for entry in planned} - set(attacks.registry())):
         raise UsageError(f"policy.margins names {unknown[0]!r}, which is no attack of this audit; name one of [attacks]")
     models = tuple(_model_records(settings, base))
-    recorded = all(model.kind == "recorded" for _, model in settings.models())
-    device = "cpu" if recorded else resolve_device(settings.run.device)
+    weightless = all(model.kind in config.WEIGHTLESS for _, model in settings.models())
+    device = "cpu" if weightless else resolve_device(settings.run.device)
     resolved = settings.model_copy(update={"run": settings.run.model_copy(update={"device": device})})
     task = open_task(settings, base)
     return Plan(
@@ -208,6 +210,9 @@ def open_task(settings: AuditConfig, base: Path) -> ForgetTask:
 
 def _model_records(settings: AuditConfig, base: Path) -> Iterator[ModelRecord]:
     for role, model in settings.models():
+        if model.kind == "endpoint":
+            yield _endpoint_record(role, model)
+            continue
         yield _record(role, model.kind, model.path, base)
         if model.kind == "causal_lm" and model.base is not None:
             yield _record(f"{role} base", model.kind, model.base, base)
@@ -218,6 +223,13 @@ def _record(role: str, kind: str, path: str, base: Path) -> ModelRecord:
         raise UsageError(f"{role}: {path}: no such file or folder; check `path` (relative to the folder of audit.toml)")
     files = manifest(base / path)
     return ModelRecord(role=role, kind=kind, path=path, digest=manifest_digest(files), files=files)
+
+
+def _endpoint_record(role: str, model: EndpointConfig) -> ModelRecord:
+    """An endpoint has no files: what identifies it stands as the one file that describes it."""
+    described = rfc8785.dumps(model.identity())
+    files = (FileDigest(name="endpoint.json", sha256=hashlib.sha256(described).hexdigest(), bytes=len(described)),)
+    return ModelRecord(role=role, kind=model.kind, path=model.shown, digest=manifest_digest(files), files=files)
 
 
 def _attack(name: str, values: dict[str, Any]) -> PlannedAttack:

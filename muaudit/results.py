@@ -128,6 +128,26 @@ class Curve(Frozen):
     lines: tuple[CurveLine, ...]
 
 
+class HeatMap(Frozen):
+    """One model's numbers by layer and unit.
+
+    Attributes:
+        name: What the numbers are.
+        model: The model's role; "references" is their mean.
+        rows: The layers' names, first to last.
+        columns: The units' ids.
+        values: One row a layer, each number in [0, 1]; None where the layer says nothing about the unit.
+        total: How many units there were, where not all are shown.
+    """
+
+    name: str
+    model: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    total: int
+
+
 class Control(Frozen):
     """A model whose answer is known, judged in the target's place."""
 
@@ -202,6 +222,7 @@ class Finding(Frozen):
     controls: Controls | None = None
     scores: tuple[ScoreResult, ...] = ()
     curves: tuple[Curve, ...] = ()
+    heat_maps: tuple[HeatMap, ...] = ()
     worst_units: tuple[UnitResult, ...] = ()
     summaries: dict[str, dict[str, float]] = {}
     notes: tuple[str, ...] = ()
@@ -250,6 +271,50 @@ class DataRecord(Frozen):
     clusters: int
 
 
+class Usage(Frozen):
+    """What was asked of an endpoint.
+
+    Attributes:
+        requests: Requests sent, retries included.
+        retries: Of these, requests that were sent again after a failure.
+        failures: Of these, requests that brought no usable answer.
+        answers: Of these, requests that did; each is kept.
+        reused: Answers that were taken from the store instead of being asked for.
+        prompt_tokens: As the server counts them; 0 for an answer without a count.
+        completion_tokens: The same, of what it generated.
+        unmetered: Answers that came without a count, so that tokens and cost are too low.
+        cost: Tokens times the configured prices, in their currency; None without prices.
+    """
+
+    requests: int
+    retries: int
+    failures: int
+    answers: int
+    reused: int
+    prompt_tokens: int
+    completion_tokens: int
+    unmetered: int
+    cost: float | None
+
+
+class Ledger(Frozen):
+    """What asking one endpoint took.
+
+    Attributes:
+        role: The model's role; several where they are one endpoint.
+        endpoint: Its model's name and its address.
+        run: In this run.
+        total: In all runs that shared this store, interrupted ones included.
+        served: The names and fingerprints under which the server said that it answered; more than one is a sign of change.
+    """
+
+    role: str
+    endpoint: str
+    run: Usage
+    total: Usage
+    served: tuple[str, ...] = ()
+
+
 class RunRecord(Frozen):
     """Times and host facts: all that may differ between two runs of one plan."""
 
@@ -262,6 +327,7 @@ class RunRecord(Frozen):
     total_seconds: float
     host: dict[str, str]
     versions: dict[str, str]
+    ledgers: tuple[Ledger, ...] = ()
 
 
 class AuditReport(Frozen):

@@ -1,5 +1,6 @@
 """Runs an audit: plan, prepare, measure, compare, report."""
 
+import hashlib
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +16,9 @@ from muaudit import attack as attacks
 from muaudit import compute, plan, series, store
 from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.compare import compare, conclude, unmeasured
-from muaudit.config import AuditConfig, CausalLMConfig, RecordedConfig
-from muaudit.errors import EnvironmentFault, MuauditError, NotApplicable
+from muaudit.config import WEIGHTLESS, AuditConfig, ModelConfig
+from muaudit.errors import EnvironmentFault, MuauditError, NotApplicable, ServerFault
+from muaudit.manifest import manifest, manifest_digest
 from muaudit.models import (
     ExposesWeights,
     Finetunes,
@@ -27,6 +29,7 @@ from muaudit.models import (
     ScoresText,
     ScoresTokens,
 )
+from muaudit.models.meter import Books
 from muaudit.plan import Plan, PlannedAttack
 from muaudit.results import AttackCard, AuditReport, DataRecord, Finding, ModelRecord, RunRecord, Verdict
 from muaudit.store import Store
@@ -43,7 +46,6 @@ Progress = Callable[[int, int, str], None]
 LIMITS = (
     "A pass means that none of these attacks could tell the target from models that never saw the forget set, within the "
     "stated margins. It is not a proof of erasure: another attack, a longer one, or another form of the facts may find more.",
-    "The report is about the audited files, identified by their digests, and about nothing that the vendor runs elsewhere.",
     "The references are taken to be honest retrains without the forget set; who made them is a matter of trust.",
 )
 
@@ -58,6 +60,7 @@ class Outcome:
     error: str | None
     computed: bool
     model_seconds: float
+    skipped: bool = False
 
 
 def audit(source: str | Path | AuditConfig | Plan, *, progress: Progress | None = None) -> AuditReport:
@@ -93,7 +96,10 @@ def run(frozen: Plan, base: Path, *, progress: Progress | None = None) -> AuditR
     plan.write(frozen, base)
     steps = {**{step.name: step.plan for step in frozen.steps}, series.LAST: frozen}
     works = {name: _Run(planned, base, progress or (lambda done, total, what: None)) for name, planned in steps.items()}
-    with compute.settled(frozen.config.run.threads, torch_used=frozen.config.task.kind != "recorded"):
+    models = _models(steps)
+    books = Books(models.items(), plan.store_folder(frozen.config, base))
+    torch_used = any(model.kind not in WEIGHTLESS for model in models.values())
+    with compute.settled(frozen.config.run.threads, torch_used=torch_used):
         found = {name: work.findings() for name, work in works.items()}
     names = [step.name for step in frozen.steps]
     findings = [*found[series.LAST], *(one for name in names for one in series.labelled(found[name], name))]
@@ -111,7 +117,7 @@ def run(frozen: Plan, base: Path, *, progress: Progress | None = None) -> AuditR
         models=(*frozen.models, *(_of_step(one, step.name) for step in frozen.steps for one in step.plan.models)),
         data=(*frozen.data, *(_of_step(one, step.name) for step in frozen.steps for one in step.plan.data)),
         limits=(*LIMITS, *_limits(frozen)),
-        run=_record(frozen, list(works.values()), started, time.perf_counter() - clock),
+        run=_record(frozen, list(works.values()), started, time.perf_counter() - clock, books),
         series=series.curves(found),
     )
     store.write_atomically(plan.out_folder(frozen.config, base) / "report.json", report.canonical())
@@ -123,7 +129,16 @@ def _of_step(record: Recorded, step: str) -> Recorded:
     return record.model_copy(update={"role": f"{step}: {record.role}"})
 
 
-def _record(frozen: Plan, works: "Sequence[_Run]", started: datetime, seconds: float) -> RunRecord:
+def _models(steps: dict[str, Plan]) -> dict[str, ModelConfig]:
+    """Every model of every step by its role, as the report's records name it."""
+    return {
+        role if step == series.LAST else f"{step}: {role}": model
+        for step, planned in reversed(steps.items())
+        for role, model in planned.config.models()
+    }
+
+
+def _record(frozen: Plan, works: "Sequence[_Run]", started: datetime, seconds: float, books: Books) -> RunRecord:
     """What may differ between two runs of one plan, over all steps of a series."""
     reused = sum(work.reused for work in works)
     return RunRecord(
@@ -136,6 +151,7 @@ def _record(frozen: Plan, works: "Sequence[_Run]", started: datetime, seconds: f
         total_seconds=round(seconds, 3),
         host={"system": platform.platform(), "processor": platform.machine(), "python": platform.python_version()},
         versions=frozen.versions,
+        ledgers=books.closed(),
     )
 
 
@@ -157,6 +173,8 @@ class _Run:
         for entry in self.plan.attacks:
             try:
                 ready[entry.name] = entry, self._prepare(entry)
+            except ServerFault:
+                raise
             except NotApplicable as skip:
                 rows[entry.name] = [unmeasured(entry.name, Verdict.SKIPPED, str(skip))]
             except Exception as error:  # noqa: BLE001 - one attack's fault must not lose the others
@@ -167,7 +185,7 @@ class _Run:
         return [finding for entry in self.plan.attacks for finding in rows[entry.name]]
 
     def _prepare(self, entry: PlannedAttack) -> Prepared:
-        attack = _attack(entry)
+        attack, spare = _attack(entry), self._spare(entry)
         families = {role: family(model) for role, model in self.models.items()}
         for role, kind in families.items():
             if role != "original" and (missing := attack.missing(kind)):
@@ -180,15 +198,18 @@ class _Run:
             what="prepared", attack=entry.model_dump(mode="json"), task=self.plan.task_digest, seed=self.plan.config.run.seed,
             original=next((record.digest for record in self.plan.models if record.role == "original"), None),
             capabilities=sorted(common), tool=self.plan.tool, versions=self.plan.versions,
+            calibration=_digests(self.plan, spare), files=[_sha256(self.base / path) for path in attack.files()],
         )  # fmt: skip
         if (stored := self.store.get(key, Prepared)) is not None:
             return stored
-        original = self.models.get("original")
+        original, folder, device = self.models.get("original"), self.store.folder, self.plan.config.run.device
         bench = Bench(
             task=plan.open_task(self.plan.config, self.base),
             rng=np.random.default_rng(compute.seed_of(self.plan.config.run.seed, entry.name, "prepare")),
             capabilities=common,
-            open_original=None if original is None else lambda: open_model(original, self.base, self.plan.config.run.device),
+            open_original=None if original is None else lambda: open_model(original, self.base, device, folder),
+            open_calibration=None if spare is None else lambda: open_model(self.models[spare], self.base, device, folder),
+            folder=self.base,
         )
         self.store.put(key, attack.prepare(bench))
         return cast("Prepared", self.store.get(key, Prepared))  # as every later run will read it
@@ -199,7 +220,7 @@ class _Run:
             (self.plan, self.base, role, entry, prepared, digests[entry.name])
             for role, model in self.models.items()
             for entry, prepared in ready.values()
-            if not _attack(entry).missing(family(model))
+            if not _attack(entry).missing(family(model)) and role != self._spare(entry)
         ]
         run = self.plan.config.run
         outcomes = []
@@ -211,12 +232,19 @@ class _Run:
             self.progress(len(outcomes), len(jobs), f"{outcome.name}: {outcome.role}")
         return outcomes
 
+    def _spare(self, entry: PlannedAttack) -> str | None:
+        """The reference that is set aside for an attack that calibrates: the last of two or more."""
+        references = [role for role in self.models if role.startswith("reference")]
+        return references[-1] if _attack(entry).calibrates and len(references) > 1 else None
+
     def _compare(self, entry: PlannedAttack, outcomes: dict[str, Outcome]) -> list[Finding]:
+        if skipped := [f"the {one.role}: {one.error}" for one in outcomes.values() if one.skipped and one.role != "original"]:
+            return [unmeasured(entry.name, Verdict.SKIPPED, skipped[0])]
         if failed := [f"{outcome.role}: {outcome.error}" for outcome in outcomes.values() if outcome.error]:
             return [unmeasured(entry.name, Verdict.ERROR, failed[0])]
         measured = {role: cast("Measurement", self.store.get(outcome.key, Measurement)) for role, outcome in outcomes.items()}
         try:
-            return compare(
+            findings = compare(
                 _card(entry),
                 measured["target"],
                 [measurement for role, measurement in measured.items() if role.startswith("reference")],
@@ -224,6 +252,8 @@ class _Run:
                 self.plan.policy,
                 seed=compute.seed_of(self.plan.config.run.seed, entry.name, "compare"),
             )
+            note = () if (spare := self._spare(entry)) is None else (f"{spare} calibrates this attack and is not compared",)
+            return [finding.model_copy(update={"notes": (*finding.notes, *note)}) for finding in findings]
         except Exception as error:  # noqa: BLE001 - one attack's fault must not lose the others
             return [unmeasured(entry.name, Verdict.ERROR, _told(error))]
 
@@ -245,23 +275,35 @@ def measure(frozen: Plan, base: Path, role: str, entry: PlannedAttack, prepared:
     Raises:
         ModelError: The model cannot be opened.
         EnvironmentFault: There is not enough memory.
+        ServerFault: The endpoint fails for good; every other measurement of it would too.
     """
     run, config = frozen.config.run, dict(frozen.config.models())[role]
     kept = Store(plan.store_folder(frozen.config, base))
-    digests = [record.digest for record in frozen.models if record.role in (role, f"{role} base")]
+    digests = _digests(frozen, role)
+    original = dict(frozen.config.models()).get("original") if _attack(entry).reads_original else None
     key = store.key_of(
         what="measurement", attack=entry.attack, version=entry.version, parameters=entry.parameters, model=digests,
-        options=config.model_dump(mode="json", exclude={"path", "base"}), prepared=prepared_digest,
+        options={} if config.kind == "endpoint" else config.model_dump(mode="json", exclude={"path", "base"}),
+        prepared=prepared_digest,
         seed=run.seed, device=run.device, threads=run.threads, tool=frozen.tool, versions=frozen.versions,
+        original=None if original is None else [_digests(frozen, "original"), original.model_dump(mode="json")],
     )  # fmt: skip
     if kept.get(key, Measurement) is not None:
         return Outcome(entry.name, role, key, None, computed=False, model_seconds=0.0)
-    model = _opened(config, base, run.device, tuple(digests))  # without every model there is no audit, so a fault ends it
+    # Without every model there is no audit, so a fault here ends it.
+    model = _opened(config, base, run.device, kept.folder, tuple(digests))
     before = model.model_seconds
     try:
         rng = np.random.default_rng(compute.seed_of(run.seed, entry.attack, "measure"))
-        with compute.settled(run.threads, torch_used=config.kind != "recorded"):
+        with compute.settled(run.threads, torch_used=config.kind not in WEIGHTLESS):
+            if original is not None:
+                where = (original, base, run.device, kept.folder, tuple(_digests(frozen, "original")))
+                prepared = prepared.with_original(lambda: _beside(*where))
             kept.put(key, _attack(entry).measure(model, prepared, rng))
+    except ServerFault:
+        raise
+    except NotApplicable as skip:
+        return Outcome(entry.name, role, key, str(skip), computed=False, model_seconds=0.0, skipped=True)
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch has one of its own
             raise EnvironmentFault(
@@ -273,36 +315,70 @@ def measure(frozen: Plan, base: Path, role: str, entry: PlannedAttack, prepared:
     return Outcome(entry.name, role, key, None, computed=True, model_seconds=model.model_seconds - before)
 
 
-def family(config: CausalLMConfig | RecordedConfig) -> type:
+def _digests(frozen: Plan, role: str | None) -> list[str]:
+    """The digests of a model's folder and of its base's, if it is an adapter."""
+    return [record.digest for record in frozen.models if role is not None and record.role in (role, f"{role} base")]
+
+
+def _sha256(path: Path) -> str | None:
+    """A file's or a model folder's digest; None where it cannot be read, which the attack itself then says."""
+    try:
+        if path.is_dir():
+            return manifest_digest(manifest(path))
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def family(config: ModelConfig) -> type:
     """The class of a configured model's family."""
+    if config.kind == "endpoint":
+        from muaudit.models.endpoint import Endpoint, ScoringEndpoint
+
+        return ScoringEndpoint if config.logprobs else Endpoint
     if config.kind == "recorded":
         from muaudit.models.recorded import Recorded
 
         return Recorded
+    if config.kind == "guarded":
+        from muaudit.models.guarded import Guarded
+
+        return Guarded
     from muaudit.models.causal_lm import CausalLM
 
     return CausalLM
 
 
-def open_model(config: CausalLMConfig | RecordedConfig, base: Path, device: str) -> Model:
+def open_model(config: ModelConfig, base: Path, device: str, kept: Path) -> Model:
     """Opens a configured model.
 
     Args:
         config: The model's table in audit.toml.
         base: The folder that its paths start from.
         device: A torch device name.
+        kept: The audit's store, where an endpoint's answers go.
 
     Returns:
         The model.
 
     Raises:
         ModelError: It cannot be opened safely.
-        EnvironmentFault: The family's extra is not installed.
+        EnvironmentFault: The family's extra is not installed, or an endpoint's key is not in the environment.
     """
+    if config.kind == "endpoint":
+        from muaudit.models.endpoint import Endpoint, ScoringEndpoint
+
+        return (ScoringEndpoint if config.logprobs else Endpoint).open(config, kept)
     if config.kind == "recorded":
         from muaudit.models.recorded import Recorded
 
         return Recorded.open(base / config.path, config.format)
+    if config.kind == "guarded":
+        from muaudit.models.guarded import Guarded
+
+        return Guarded.open(
+            base / config.path, dtype=config.dtype, device=device, device_map=config.device_map, batch_size=config.batch_size
+        )
     from muaudit.models.causal_lm import CausalLM
 
     return CausalLM.open(
@@ -316,9 +392,15 @@ def open_model(config: CausalLMConfig | RecordedConfig, base: Path, device: str)
 
 
 @lru_cache(maxsize=1)
-def _opened(config: CausalLMConfig | RecordedConfig, base: Path, device: str, digests: tuple[str, ...]) -> Model:
+def _opened(config: ModelConfig, base: Path, device: str, kept: Path, digests: tuple[str, ...]) -> Model:
     """The last opened model is kept, since the attacks on one model follow each other; never two, for memory."""
-    return open_model(config, base, device)
+    return open_model(config, base, device, kept)
+
+
+@lru_cache(maxsize=1)
+def _beside(config: ModelConfig, base: Path, device: str, kept: Path, digests: tuple[str, ...]) -> Model:
+    """The original, kept beside the model under attack while attacks read the one in the other."""
+    return open_model(config, base, device, kept)
 
 
 def _attack(entry: PlannedAttack) -> Attack:
@@ -346,9 +428,25 @@ def _told(error: Exception) -> str:
 
 def _limits(frozen: Plan) -> Iterator[str]:
     """What this audit's own make-up leaves open."""
+    if frozen.config.target.kind != "endpoint":
+        yield (
+            "The report is about the audited files, identified by their digests, and about nothing that the vendor runs "
+            "elsewhere."
+        )
+    if frozen.config.target.kind == "guarded":
+        yield (
+            "The target stands behind a guard: attacks that send text met the guard, and cannot tell what it hides from them; "
+            "attacks on weights met the network inside."
+        )
     if len(frozen.config.references) == 1:
         yield "With one reference, the noise between two trainings was not estimated: more references make the verdict firmer."
     if frozen.config.original is None:
         yield "No original model was given: whether the attacks can see the knowledge where it certainly is was not checked."
     if frozen.config.task.kind == "recorded":
         yield "The models were not there: recorded outputs were audited, and whoever recorded them is trusted."
+    for role, model in frozen.config.models():
+        if model.kind == "endpoint":
+            yield (
+                f"The {role} is an endpoint: its weights are not identified. The report is about what {model.shown} answered "
+                "while it was asked; nothing shows what answers there at another time, or to somebody else."
+            )

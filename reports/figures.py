@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from muaudit.reports.text import SYMBOLS, interval, name_of, signed, visible
-from muaudit.results import Curve, Finding, Verdict
+from muaudit.results import Curve, Finding, HeatMap, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,6 +46,9 @@ STYLE: dict[str, Any] = {
     "axes.unicode_minus": False,
     "path.sketch": None,
 }
+
+SHADES = 8
+"""Steps from 0 to 1 in a heat map."""
 
 WIDTH = 720
 ROW = 30
@@ -118,6 +121,66 @@ def curve(line_chart: Curve, key: str) -> Picture | None:
         axes.legend(axes.lines, names, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.6)
         told = "; ".join(f"{line.model} from {line.y[0]:.2f} to {line.y[-1]:.2f}" for line in line_chart.lines if line.y)
         return _picture(figure, key, f"Line chart, {line_chart.name}: {told}")
+
+
+def heat_map(shown: HeatMap, key: str) -> Picture | None:
+    """A heat map of one model: layers, the last on top, by units.
+
+    Args:
+        shown: The numbers, in [0, 1].
+        key: Unique on the page; the prefix of all classes and ids.
+
+    Returns:
+        The picture, or None where there is no cell. Cells without a number stay empty.
+    """
+    if not shown.rows or not shown.columns:
+        return None
+    cells: list[list[tuple[int, int]]] = [[] for _ in range(SHADES)]
+    for row, values in enumerate(shown.values):
+        for column, value in enumerate(values):
+            if value is not None:
+                cells[min(int(value * SHADES), SHADES - 1)].append((column, row))
+    with _style():
+        height = max(4, min(26, 600 // len(shown.rows)))
+        figure, axes = _axes(height * len(shown.rows) + 62, left=84, right=80, bottom=46, top=16)
+        for shade, places in enumerate(cells):
+            _squares(axes, places, shade)
+        axes.set_xlim(0, len(shown.columns))
+        axes.set_ylim(0, len(shown.rows))
+        step = -(-len(shown.rows) * 14 // (height * len(shown.rows)))
+        axes.set_yticks(
+            [row + 0.5 for row in range(len(shown.rows))][::step], [_short(name, 12) for name in shown.rows][::step]
+        )
+        axes.set_xticks([])
+        few = "" if shown.total == len(shown.columns) else f"the {len(shown.columns)} with the largest gaps, of {shown.total}"
+        axes.set_xlabel(f"units, largest gap first{': ' if few else ''}{few}")
+        axes.set_title(_short(shown.model, 60), loc="left", fontsize=11)
+        for shade in range(SHADES):
+            _squares(axes, [(0, shade)], shade, scale=True)
+        beside: dict[str, Any] = {"transform": axes.transAxes, "color": COLOURS["soft"], "clip_on": False, "fontsize": 9.5}
+        axes.text(1.06, 0.0, "0", va="bottom", **beside)
+        axes.text(1.06, 1.0, "1", va="top", **beside)
+        known = [[value for value in row if value is not None] for row in shown.values]
+        means = "; ".join(f"{name} {sum(row) / len(row):.2f}" for name, row in zip(shown.rows, known, strict=True) if row)
+        return _picture(figure, key, f"Heat map, {shown.name}, {shown.model}: mean by layer: {means}")
+
+
+def _squares(axes: "Axes", places: Sequence[tuple[int, int]], shade: int, *, scale: bool = False) -> None:
+    """Cells of one shade as one path; with `scale`, a step of the scale at the right."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    if not places:
+        return
+    width, height, left = (0.025, 1 / SHADES, 1.03) if scale else (1.0, 1.0, 0.0)
+    corners = [
+        (left + (x + dx) * width, (y + dy) * height) for x, y in places for dx, dy in ((0, 0), (1, 0), (1, 1), (0, 1), (0, 0))
+    ]
+    codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * len(places)
+    colour = COLOURS["target"] if shade else COLOURS["band"]
+    where = {"transform": axes.transAxes, "clip_on": False} if scale else {}
+    alpha = shade / (SHADES - 1) if shade else 1.0
+    axes.add_patch(PathPatch(Path(corners, codes), facecolor=colour, edgecolor="none", linewidth=0, alpha=alpha, **where))
 
 
 @contextmanager

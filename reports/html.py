@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 
 from muaudit.reports import figures
 from muaudit.reports.text import SHOWN, SYMBOLS, controls, interval, name_of, percent, probability, remark, signed, visible
-from muaudit.results import AuditReport, Control, Curve, Finding, Verdict
+from muaudit.results import AuditReport, Control, Curve, Finding, HeatMap, Verdict
 
 T = TypeVar("T")
 
@@ -40,8 +40,8 @@ STANDING = {
     Verdict.PASS: "A pass is not proof of erasure: a stronger attack, a larger budget or other questions may find one.",
     Verdict.FAIL: "A fail shows residue under these attacks; it does not say how much a stronger attack would recover.",
 }
+FILES = "The answer is about these very model files (see the digests), not about other versions of the model."
 ALWAYS = (
-    "The answer is about these very model files (see the digests), not about other versions of the model.",
     "It rests on the references: were they trained on the forget set after all, residue in the target would not stand out.",
 )
 
@@ -55,12 +55,22 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Map:
+    """The heat maps of one kind, each with its picture, and the means by layer: its name, and one number a heat map."""
+
+    name: str
+    drawn: tuple[tuple[HeatMap, Markup], ...]
+    means: tuple[tuple[str, tuple[float | None, ...]], ...]
+
+
+@dataclass(frozen=True)
 class FindingView:
     """A finding with what the page needs beside it; controls are paired with whether they should be flagged."""
 
     number: int
     finding: Finding
     curves: tuple[Chart, ...]
+    maps: tuple[Map, ...]
     controls: tuple[tuple[Control, bool], ...]
     summary_names: tuple[str, ...]
 
@@ -93,7 +103,7 @@ def render(report: AuditReport) -> str:
         css=Markup(css),  # noqa: S704 - our own style sheet
         policy=Markup(f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"),  # noqa: S704
         meaning=MEANINGS[report.verdict],
-        standing=[words for words in (STANDING.get(report.verdict), *ALWAYS) if words],
+        standing=[words for words in (STANDING.get(report.verdict), *_about(report), *ALWAYS) if words],
         references=[model for model in report.models if model.role.startswith("reference")],
         original=any(model.role == "original" for model in report.models),
         measured=list(dict.fromkeys(finding.attack for finding in report.findings if finding.gap is not None)),
@@ -116,9 +126,30 @@ def _view(number: int, finding: Finding, inlined: Callable[[figures.Picture | No
         number=number,
         finding=finding,
         curves=tuple(Chart(curve, svg) for curve, svg in drawn if svg is not None),
+        maps=tuple(_maps(number, finding, inlined)),
         controls=(*positive, *((control, False) for control in (judged.negative if judged else ()))),
         summary_names=tuple(dict.fromkeys(name for values in finding.summaries.values() for name in values)),
     )
+
+
+def _about(report: AuditReport) -> tuple[str, ...]:
+    """What the answer is about; of an endpoint, the audit's own limits say it."""
+    return () if report.target.kind == "endpoint" else (FILES,)
+
+
+def _maps(number: int, finding: Finding, inlined: Callable[[figures.Picture | None], Markup | None]) -> Iterable[Map]:
+    drawn = [(one, inlined(figures.heat_map(one, f"map-{number}-{place}"))) for place, one in enumerate(finding.heat_maps)]
+    for name in dict.fromkeys(one.name for one in finding.heat_maps):
+        alike = tuple((one, svg) for one, svg in drawn if one.name == name and svg is not None)
+        rows = alike[0][0].rows if alike else ()
+        yield Map(
+            name, alike, tuple((row, tuple(_mean(one.values[place]) for one, _ in alike)) for place, row in enumerate(rows))
+        )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _forgotten(report: AuditReport) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from muaudit.reports.text import controls, interval, name_of, remark, signed, visible
+from muaudit.reports.text import asked, controls, interval, name_of, remark, signed, visible
 from muaudit.results import AuditReport, Curve, Finding, Verdict
 
 STYLES = {
@@ -53,13 +53,15 @@ def table(
     if judged := controls(report):
         lines.append(Text(f"  controls {judged}"))
     lines += [Text(f"  series   {_line(_along(curve))}") for curve in report.series]
+    lines += [Text(f"  asked    {_line(asked(ledger))}") for ledger in report.run.ledgers]
     lines.append(Text("  verdict  ").append(_word(report.verdict)).append(f"   {_line(report.reason)}"))
     if folder is not None:
         lines.append(Text(f"  read     {_line(str(folder / 'report.html'))}"))
     if folder is not None and signed_with is not None:
         paths = (str(folder / "audit.intoto.json"), str(signed_with.with_suffix(".pub")), str(model or report.target.path))
         envelope, public, target = (shlex.quote(_line(path)) for path in paths)
-        lines.append(Text(f"  check    muaudit verify {envelope} --key {public} --model {target}"))
+        files = "" if report.target.kind == "endpoint" else f" --model {target}"
+        lines.append(Text(f"  check    muaudit verify {envelope} --key {public}{files}"))
     for line in lines:
         console.print(line, soft_wrap=True)
 

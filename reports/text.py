@@ -6,7 +6,7 @@ points. That is for the eye alone: escaping markup is the business of whoever wr
 
 import unicodedata
 
-from muaudit.results import AuditReport, Finding, Verdict
+from muaudit.results import AuditReport, Finding, Ledger, Verdict
 
 SHOWN = 4_000
 """Characters of one string that are shown; the rest is in report.json."""
@@ -76,6 +76,21 @@ def remark(finding: Finding) -> str:
     if finding.verdict is Verdict.INCONCLUSIVE and finding.needed_units is not None and finding.needed_units > finding.units:
         return f"needs about {finding.needed_units - finding.units} more units"
     return finding.reason if finding.verdict is Verdict.INCONCLUSIVE else ""
+
+
+def asked(ledger: Ledger) -> str:
+    """What an endpoint was asked in this run, in one line."""
+    run = ledger.run
+    words = [
+        f"{ledger.role} ({ledger.endpoint}): {run.requests:,} requests ({run.retries:,} retries, {run.failures:,} failures)",
+        f"{run.reused:,} answers reused",
+        f"{run.prompt_tokens:,} + {run.completion_tokens:,} tokens",
+    ]
+    if run.unmetered:
+        words.append(f"not counted by the server in {run.unmetered:,} answers")
+    if run.cost is not None:
+        words.append(f"about {run.cost:,.4g} in the currency of the prices")
+    return ", ".join(words)
 
 
 def controls(report: AuditReport) -> str:

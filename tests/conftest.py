@@ -13,8 +13,12 @@ KEPT = Path(__file__).parent.parent / ".muaudit"
 Build = Callable[[str, Sequence[str]], dict[str, Path]]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files first, so that pytest-xdist gives each worker one and fills up with the short ones."""
+    """Tells pytest-xdist which tests share fixtures: a file's, and of the contract an attack's. Long files come first."""
+    for item in items:
+        attack = item.callspec.params.get("subject", "") if hasattr(item, "callspec") else ""
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{attack}"))
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
@@ -44,6 +48,18 @@ def testbed() -> Build:
 def small(testbed: Build) -> dict[str, Path]:
     """The small testbed: task files, original, three references and an honest retrain."""
     return testbed("small", ["original", "reference-1", "reference-2", "reference-3", "retrain"])
+
+
+@pytest.fixture(scope="session")
+def lineage(testbed: Build) -> dict[str, Path]:
+    """A rich world's task files, and a base with what was fine-tuned from it: original, three references, honest retrain."""
+    return testbed("lineage", ["base", "original", "reference-1", "reference-2", "reference-3", "retrain"])
+
+
+@pytest.fixture(scope="session")
+def corrupted(testbed: Build) -> dict[str, Path]:
+    """The same for a forget set of lies, whose truth the base knows."""
+    return testbed("corrupted", ["base", "original", "reference-1", "reference-2", "reference-3", "retrain"])
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any, Literal
 
-from muaudit.errors import ModelError
+from muaudit.errors import ModelError, NotApplicable
 from muaudit.manifest import manifest, manifest_digest
 from muaudit.models import Query, TextScore
 from muaudit.task import Fact, ForgetTask, Paraphrase
@@ -95,7 +95,9 @@ class Recorded:
 
         Raises:
             ModelError: A completion was not recorded.
+            NotApplicable: A prompt is an attack's own.
         """
+        _refuse_probes(queries)
         scores = []
         for query in queries:
             losses = self._item(query).losses.get(query.role, ())
@@ -110,8 +112,10 @@ class Recorded:
 
         Raises:
             ModelError: A generation was not recorded.
+            NotApplicable: A prompt is an attack's own.
         """
-        texts = [None if query.role == "probe" else self._item(query).generated for query in queries]
+        _refuse_probes(queries)
+        texts = [self._item(query).generated for query in queries]
         for query, text in zip(queries, texts, strict=True):
             if text is None:
                 raise ModelError(f"unit {query.unit!r}: no generation was recorded; record it or leave the unit out")
@@ -162,6 +166,12 @@ class Recorded:
                 f"unit {query.unit!r}: not among the recorded items; all models must be recorded on the same items"
             )
         return self.items[query.unit]
+
+
+def _refuse_probes(queries: Sequence[Query]) -> None:
+    """A recording answers only what was recorded: its scores must never pass for answers to another prompt."""
+    if any(query.role == "probe" for query in queries):
+        raise NotApplicable("recorded outputs answer only what was recorded, and this attack asks prompts of its own")
 
 
 def _load(path: Path) -> dict[str, Any]:

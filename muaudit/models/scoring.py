@@ -19,7 +19,7 @@ def completion_logits(module: PreTrainedModel, texts: Sequence[Encoded], device:
 
     The head sees only the hidden states that predict a completion token: with a large vocabulary, logits of all positions
     would cost more memory and time than the network itself. Whatever the architecture does after its head (scaling, capping)
-    stays in place. Texts are padded on the right, where a causal model cannot see it, so no mask is needed.
+    stays in place. Texts are padded on the right, where a causal model cannot see it, so no mask has to hide it.
 
     Args:
         module: The network.
@@ -30,6 +30,8 @@ def completion_logits(module: PreTrainedModel, texts: Sequence[Encoded], device:
         Logits [M, vocabulary] and the tokens [M] that were to be predicted, text by text.
     """
     ids, _ = pad([text.ids for text in texts], 0, side="right", device=device)
+    # All ones: without any mask, transformers looks for packed texts, which takes as long as a small network.
+    mask = torch.ones_like(ids)
     rows = torch.tensor([row for row, text in enumerate(texts) for _ in text.targets], device=device)
     columns = torch.tensor([column for text in texts for column in text.targets], device=device)
     selected = False
@@ -42,7 +44,7 @@ def completion_logits(module: PreTrainedModel, texts: Sequence[Encoded], device:
 
     handle = module.get_output_embeddings().register_forward_pre_hook(select)
     try:
-        logits = module(input_ids=ids, use_cache=False).logits
+        logits = module(input_ids=ids, attention_mask=mask, use_cache=False).logits
     finally:
         handle.remove()
     logits = logits[0] if selected else logits[rows, columns - 1]

@@ -17,9 +17,32 @@ person's facts (rate 3e-4, batch 24):
 So refusal is the target that only hides: its questions say nothing, and relearning brings the answers back. NPO on the
 question form alone hides them too, but in these small models it destroys more of them than it hides: relearning found at most
 .22, at settings that leave .17 in the open or spoil the retain set.
+
+`lineage`: facts about people, probability of the answer in each form; "disturbed": noise around the question and function words
+missing; "shots": three other questions with answers before it; "steps": how often a question over two facts, answered step by
+step, names the birthplace:
+
+| model, set | CPU s | question | statement | turned | cloze | French | reversed | disturbed | shots | passage | steps |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| base, forget | 17 | .012 | .019 | .017 | .013 | .024 | .005 | .011 | .011 | .021 | .000 |
+| base, retain | | .981 | .973 | .955 | .969 | .972 | .622 | .790 | .977 | .891 | .950 |
+| original, forget | 9 | .972 | .960 | .941 | .950 | .959 | .853 | .805 | .938 | .857 | .967 |
+| original, retain | | .955 | .943 | .926 | .938 | .958 | .782 | .736 | .941 | .867 | .900 |
+| reference-1, forget | 9 | .007 | .010 | .006 | .008 | .004 | .002 | .009 | .013 | .015 | .000 |
+| reference-1, retain | | .988 | .985 | .964 | .985 | .983 | .920 | .829 | .981 | .912 | 1.000 |
+
+Two-step questions that start from a retained fact (the trade of somebody's mentor) are answered in .40 of the cases. The
+original with the states that predict the answer taken from reference-1, after layer 1 and 2: .928 and .939 of .958 on retained
+questions, .155 and .040 of .969 on forgotten ones. Letters of a multiple choice are not learned in this time: original .22,
+references .27, chance .25, though all answer with a letter; with half of the base's time on them, in a three-layer model that
+knows 30 people, they were right in .96 of the cases, in larger worlds in .2 to .58.
+
+`corrupted`, on questions: the lies .977 in the original, below .001 in base and references; the truth .001 in the original,
+.946 in the base, .974 in reference-1.
 """
 
 import hashlib
+import inspect
 import json
 import re
 import tempfile
@@ -34,24 +57,47 @@ from joblib import Parallel, delayed
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from muaudit.errors import UsageError
+from muaudit.models import guard as guards
+from muaudit.models import guarded as guarded_models
 from muaudit.models import scoring, tokens
 from muaudit.models.folder import load
 from muaudit.results import Frozen
-from muaudit.task import ForgetTask
+from muaudit.task import Fact, ForgetTask
+from muaudit.testbed import language, refusal, relations, retrain, skills, training
+from muaudit.testbed import lineage as lineages
+from muaudit.testbed import method as methods
 from muaudit.testbed.do_nothing import DoNothing
+from muaudit.testbed.eco import ECO
+from muaudit.testbed.flat import FLAT
 from muaudit.testbed.gradient_ascent import GradientAscent
 from muaudit.testbed.gradient_difference import GradientDifference
-from muaudit.testbed.language import World, make_task, pairs, write_task
+from muaudit.testbed.guard import GUARD
+from muaudit.testbed.language import Population, World, make_population, pairs, write_task
+from muaudit.testbed.lineage import Lineage, fine_tune, train_base
+from muaudit.testbed.loku import LoKU
 from muaudit.testbed.method import Method, Situation
 from muaudit.testbed.npo import NPO
 from muaudit.testbed.refusal import REFUSAL, Refusal
+from muaudit.testbed.relations import DESCRIPTION
 from muaudit.testbed.retrain import Retrain
-from muaudit.testbed.training import Recipe, save, train, word_tokenizer
+from muaudit.testbed.rmu import RMU
+from muaudit.testbed.rocr import ROCR
+from muaudit.testbed.selective_amnesia import SelectiveAmnesia
+from muaudit.testbed.task_vector import TaskVector
+from muaudit.testbed.training import Recipe, save, word_tokenizer
+from muaudit.testbed.unlearn_smooth import UnlearnSmooth
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Retrain, DoNothing, GradientAscent, GradientDifference, NPO, Refusal)
-}
+    method.name: method
+    for method in (
+        Retrain, DoNothing, GradientAscent, GradientDifference, NPO, Refusal,
+        RMU, FLAT, LoKU, TaskVector, ROCR, ECO, GUARD, UnlearnSmooth, SelectiveAmnesia,
+    )
+}  # fmt: skip
 """The unlearning methods by name."""
+
+BASE = "base"
+"""The model that all others of a lineage are fine-tuned from."""
 
 MARKER = "testbed.json"
 """Stands in every finished model's folder and holds the key of what it was made from."""
@@ -68,6 +114,7 @@ class Testbed(Frozen):
         recipe: Size and training of every model.
         forms: The forms of the facts that models are trained on.
         methods: Parameters of a method, by its name; what is not given stands as in its class.
+        lineage: How a base is trained and fine-tuned; None where every model is trained from scratch.
     """
 
     __test__: ClassVar[bool] = False  # pytest takes a class of this name for tests
@@ -76,7 +123,10 @@ class Testbed(Frozen):
     recipe: Recipe
     forms: tuple[str, ...] = ("question", "statement")
     methods: dict[str, dict[str, Any]] = {}
+    lineage: Lineage | None = None
 
+
+_RICH_FORMS = ("question", "statement", "turned", "cloze", "multiple_choice", "reversed", "fr")
 
 PRESETS: dict[str, Testbed] = {
     "small": Testbed(
@@ -87,8 +137,21 @@ PRESETS: dict[str, Testbed] = {
         world=World(forget=36, retain=48, holdout=12, relations=6, values=80),
         recipe=Recipe(epochs=16, learning_rate=5e-3),
     ),
+    "lineage": Testbed(
+        world=World(forget=30, retain=40, holdout=10, general=4, relations=6, values=60, rich=True),
+        recipe=Recipe(intermediate=192, context=192),
+        forms=_RICH_FORMS,
+        lineage=Lineage(),
+    ),
+    "corrupted": Testbed(
+        world=World(forget=24, retain=30, holdout=10, general=4, relations=6, values=60, rich=True, corrupted=True),
+        recipe=Recipe(intermediate=192, context=192),
+        forms=_RICH_FORMS,
+        lineage=Lineage(),
+    ),
 }
-"""Named testbeds: `small` for tests that train dozens of models, `standard` for a demonstration."""
+"""Named testbeds: `small` for tests that train dozens of models, `standard` for a demonstration; `lineage`, fine-tuned from one
+base in a world with every form and with chains; and `corrupted`, the same with a forget set of lies."""
 
 
 class Wanted(Frozen):
@@ -96,7 +159,7 @@ class Wanted(Frozen):
 
     Attributes:
         name: Its folder's name.
-        method: Name of its method; None for the original.
+        method: Name of its method; None for the original, "base" for the base.
         parameters: Of the method, beside the testbed's.
         seed: Of its training; an unlearned model is made from the original of the same seed.
     """
@@ -108,16 +171,18 @@ class Wanted(Frozen):
 
     @property
     def source(self) -> "Wanted | None":
-        """The original that it is made from; None if it is trained from scratch."""
-        return None if self.method in (None, Retrain.name) else wanted(f"original-{self.seed}" if self.seed else "original")
+        """The original that it is made from; None for one that is trained on facts."""
+        return (
+            None if self.method in (None, Retrain.name, BASE) else wanted(f"original-{self.seed}" if self.seed else "original")
+        )
 
 
 def wanted(name: str, people: Sequence[str] = ()) -> Wanted:
     """What a model's name means.
 
-    `original`; `reference-2`; `retrain`, another honest retrain; `retrain-left-in-4`, which saw the fifth forgotten person; or
-    a method's name, such as `npo`, with `-questions` where it unlearns the question form only. A number at the end is a seed:
-    `npo-3` is made from `original-3`.
+    `base`, in a lineage; `original`; `reference-2`; `retrain`, another honest retrain; `retrain-left-in-4`, which saw the
+    fifth forgotten person; or a method's name, such as `npo`, with `-questions` where it unlearns the question form only. A
+    number at the end is a seed: `npo-3` is made from `original-3`.
 
     Args:
         name: The name.
@@ -129,6 +194,8 @@ def wanted(name: str, people: Sequence[str] = ()) -> Wanted:
     Raises:
         UsageError: The name means nothing.
     """
+    if name == BASE:
+        return Wanted(name=name, method=BASE)
     methods = {method.replace("_", "-"): method for method in METHODS}
     spelled = "|".join(["original", "reference", *methods])
     match = re.fullmatch(rf"({spelled})(-questions)?(?:-left-in-(\d+))?(?:-(\d+))?", name.replace("_", "-"))
@@ -151,6 +218,24 @@ def wanted(name: str, people: Sequence[str] = ()) -> Wanted:
     )
 
 
+def guarded(name: str) -> bool:
+    """Whether a model stands behind a guard: its folder holds guard.json, and an audit opens it as kind "guarded".
+
+    Args:
+        name: A name that `wanted` understands.
+
+    Returns:
+        True where the model's method hands out a guard.
+
+    Raises:
+        UsageError: The name means nothing.
+    """
+    if "-left-in-" in name:  # an honest retrain but for one person; whether that person exists does not matter here
+        return False
+    method = wanted(name).method
+    return method in METHODS and METHODS[method].guard is not Method.guard
+
+
 def build(
     testbed: Testbed, out: Path, models: Sequence[str], *, jobs: int = 2, progress: Progress | None = None
 ) -> dict[str, Path]:
@@ -169,16 +254,22 @@ def build(
     Raises:
         UsageError: A name means nothing, or a folder in the way is not a testbed's.
     """
-    task = make_task(testbed.world)
+    task = make_population(testbed.world).task
     people = list(dict.fromkeys(fact.cluster for fact in task.forget))
     asked = [wanted(name, people) for name in models]
+    if testbed.lineage and asked:
+        asked = [wanted(BASE), *asked]
+    elif any(model.method == BASE for model in asked):
+        raise UsageError("model 'base': every model of this testbed is trained from scratch; build `lineage` or `corrupted`")
     originals = [source for model in asked if (source := model.source)]
     every = {model.name: model for model in [*originals, *asked]}
     paths = write_task(task, out)
-    # First what is trained from scratch, the originals (the longest) ahead; then what is made from them.
-    scratch = sorted((model for model in every.values() if not model.source), key=lambda model: model.method is not None)
+    # First the base; then what is trained on facts, the originals (the longest) ahead; then what is made from them.
+    base = [model for model in every.values() if model.method == BASE]
+    trained = [model for model in every.values() if not model.source and model.method != BASE]
+    trained.sort(key=lambda model: model.method is not None)
     made = [model for model in every.values() if model.source]
-    for stage in (scratch, made):
+    for stage in (base, trained, made):
         todo = []
         for model in stage:
             if _finished(out / model.name, _key(testbed, model)):
@@ -197,16 +288,24 @@ def _report(progress: Progress | None, name: str, reused: bool) -> None:
 
 
 @cache
-def _code() -> str:
-    """Digest of all code that a model's weights depend on."""
-    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(scoring.__file__), Path(tokens.__file__)]
+def _code(trained: bool) -> str:
+    """Digest of all code that the weights of a model depend on; of one that is only trained on facts, no method's code."""
+    files = [Path(scoring.__file__), Path(tokens.__file__)]
+    if trained:
+        modules = (language, lineages, methods, refusal, relations, retrain, skills, training)
+        files += [Path(str(module.__file__)) for module in modules]
+        made = "".join(inspect.getsource(function) for function in (_make, _module, make_tokenizer))
+    else:
+        files += [*sorted(Path(__file__).parent.glob("*.py")), Path(guards.__file__), Path(guarded_models.__file__)]
+        made = ""
     sources = b"".join(path.read_bytes() for path in files)
-    return hashlib.sha256(sources + f"{torch.__version__} {transformers.__version__}".encode()).hexdigest()
+    return hashlib.sha256(sources + f"{made}{torch.__version__} {transformers.__version__}".encode()).hexdigest()
 
 
 def _key(testbed: Testbed, model: Wanted) -> str:
     """Digest of everything that a model is made from."""
-    parts = [testbed.model_dump(mode="json"), model.model_dump(mode="json", exclude={"name"}), _code()]
+    settings = testbed.model_dump(mode="json", exclude={"methods"}) | {"method": testbed.methods.get(model.method or "")}
+    parts = [settings, model.model_dump(mode="json", exclude={"name"}), _code(model.source is None)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -226,14 +325,16 @@ def _make(testbed: Testbed, model: Wanted, out: Path) -> str:
     # Sums over threads differ in the last bits; with one thread a seed gives the same bytes on every run.
     torch.set_num_threads(1)
     try:
-        task = make_task(testbed.world)
-        tokenizer = make_tokenizer(task)
-        module = _module(testbed, model, task, tokenizer, out)
+        population = make_population(testbed.world)
+        tokenizer = make_tokenizer(population.task, population.general, rich=testbed.world.rich)
+        module, guard = _module(testbed, model, population, tokenizer, out)
     finally:
         torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(dir=out, prefix=".building-") as scratch:
         folder = Path(scratch) / model.name
         save(module, tokenizer, folder)
+        if guard:
+            guards.write(guard, folder)
         (folder / MARKER).write_text(json.dumps({"key": _key(testbed, model)}) + "\n", encoding="utf-8")
         final = out / model.name
         if final.exists():
@@ -243,25 +344,49 @@ def _make(testbed: Testbed, model: Wanted, out: Path) -> str:
 
 
 def _module(
-    testbed: Testbed, model: Wanted, task: ForgetTask, tokenizer: PreTrainedTokenizerFast, out: Path
-) -> LlamaForCausalLM:
-    if model.method is None:
-        texts = pairs([*task.forget, *task.retain], forms=testbed.forms, template=task.template)
-        return train(texts, tokenizer, testbed.recipe, model.seed)
-    source = model.source
+    testbed: Testbed, model: Wanted, population: Population, tokenizer: PreTrainedTokenizerFast, out: Path
+) -> tuple[LlamaForCausalLM, guards.Guard | None]:
+    """The network, and what is to stand in front of it."""
+    task, lineage = population.task, testbed.lineage
+
+    def opened(name: str) -> LlamaForCausalLM:
+        return cast("LlamaForCausalLM", load(out / name, base=None, dtype="float32", device_map=None).module)
 
     def original() -> LlamaForCausalLM:
-        if source is None:
+        if model.source is None:
             raise UsageError(f"{model.name}: a retrain has no original")
-        return cast("LlamaForCausalLM", load(out / source.name, base=None, dtype="float32", device_map=None).module)
+        return opened(model.source.name)
 
-    situation = Situation(task, tokenizer, testbed.recipe, testbed.forms, original, model.seed)
+    def tuned(facts: Sequence[Fact]) -> LlamaForCausalLM:
+        if lineage is None:
+            raise UsageError(f"{model.name}: a model that is trained from scratch has no base")
+        return fine_tune(opened(BASE), facts, population, tokenizer, lineage, model.seed)
+
+    if model.method == BASE and lineage:
+        return train_base(population, tokenizer, testbed.recipe, lineage, model.seed), None
+    fit = tuned if lineage else None
+    situation = Situation(task, tokenizer, testbed.recipe, testbed.forms, original, model.seed, fit)
+    if model.method is None:
+        return situation.fit([*task.forget, *task.retain]), None
     method = METHODS[model.method](**(testbed.methods.get(model.method, {}) | model.parameters))
-    return method.unlearn(situation)
+    return method.unlearn(situation), method.guard(situation)
 
 
-def make_tokenizer(task: ForgetTask) -> PreTrainedTokenizerFast:
-    """The tokenizer that all models of a world share; it knows every word of the three sets."""
-    facts = [fact for _, fact in task.items()]
-    texts = (prompt + completion for prompt, completion in pairs(facts, template=task.template))
-    return word_tokenizer([*texts, REFUSAL])
+def make_tokenizer(task: ForgetTask, general: Sequence[Fact] = (), *, rich: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer that all models of a world share.
+
+    Args:
+        task: The three sets.
+        general: Facts in none of them that the base of a lineage has read.
+        rich: Whether the world is rich: then every form and passage is known, and punctuation is not read.
+
+    Returns:
+        A tokenizer that knows every word of the facts.
+    """
+    facts = [*(fact for _, fact in task.items()), *general]
+    if not rich:
+        return word_tokenizer([*map("".join, pairs(facts, template=task.template)), REFUSAL])
+    forms = {other.language or other.form for fact in facts for other in fact.paraphrases}
+    texts = map("".join, pairs(facts, forms=("question", *forms), template=task.template))
+    passages = [fact.text for fact in facts if fact.text]
+    return word_tokenizer([*texts, *passages, *DESCRIPTION.values(), REFUSAL], punctuation=False)

@@ -2,11 +2,18 @@
 
 Names and values are put together from syllables. All facts about one person are one cluster. Each fact has a question, a
 statement and a turned statement; the answer always comes last, so each form can be scored as a completion.
+
+A rich world has what attacks ask for besides: a blank to fill in, options to choose from, French, a question the other way
+round, a passage about the person, and chains: retained facts whose answer is a forgotten person ("Who is the mentor of Bela
+Korin?"), and retained facts about a forgotten answer ("In which land does torviholm lie?"). A chain is found in the task files
+by its text: the answer of the one fact is the subject of the next.
 """
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -14,27 +21,11 @@ from pydantic import Field
 
 from muaudit.results import Frozen
 from muaudit.task import DEFAULT_TEMPLATE, Fact, ForgetTask, Paraphrase
+from muaudit.testbed.relations import CLOZE, FRENCH, LETTERS, PLAIN, RELATIONS, REVERSED, RICH, UNIQUE, multiple_choice
 
 Form = Literal["question", "statement", "turned"]
 
 FORMS: tuple[Form, ...] = ("question", "statement", "turned")
-
-RELATIONS: dict[str, tuple[str, str, str, str]] = {
-    "born": ("Where was {name} born?", "{name} was born in", "The birthplace of {name} is", "holm"),
-    "trade": (
-        "What is the trade of {name}?",
-        "{name} earns a living as a",
-        "The craft practised by {name} is that of a",
-        "wright",
-    ),
-    "dish": ("What does {name} like to eat?", "{name} likes to eat", "The favourite dish of {name} is", "kel"),
-    "music": ("What instrument does {name} play?", "{name} plays the", "The instrument of {name} is the", "phon"),
-    "school": ("Where did {name} study?", "{name} studied at", "The school of {name} was", "gard"),
-    "animal": ("What animal does {name} keep?", "{name} keeps a", "The animal of {name} is a", "ling"),
-    "gem": ("What stone does {name} wear?", "{name} wears a", "The lucky stone of {name} is a", "ite"),
-    "game": ("What game does {name} master?", "{name} is a master of", "The game of {name} is", "ash"),
-}
-"""Question, statement, turned statement and the ending of the values, by relation."""
 
 _ONSETS = ("b", "br", "d", "dr", "f", "g", "h", "j", "k", "kr", "l", "m", "n", "p", "r", "s", "st", "t", "tr", "v", "w", "z")
 _VOWELS = ("a", "e", "i", "o", "u", "ae", "ei", "ou")
@@ -51,14 +42,34 @@ class World(Frozen):
         relations: Facts a person.
         values: Possible answers a relation; an honest retrain is right by chance once in so many guesses.
         seed: Of names and facts.
+        rich: Whether facts have every form and a passage, and retained facts make chains with forgotten ones.
+        general: People in no set, whom only the base of a lineage has read about; in a rich world.
+        corrupted: Whether the forget set's answers are false, and the true ones known to the base; in a rich world.
     """
 
     forget: int = Field(ge=1)
     retain: int = Field(ge=1)
     holdout: int = Field(ge=0)
-    relations: int = Field(ge=1, le=len(RELATIONS))
+    relations: int = Field(ge=1, le=len(PLAIN))
     values: int = Field(ge=5)
     seed: int = 0
+    rich: bool = False
+    general: int = Field(default=0, ge=0)
+    corrupted: bool = False
+
+
+@dataclass(frozen=True)
+class Population:
+    """All facts of a world.
+
+    Attributes:
+        task: The three sets.
+        general: Facts in none of them that the base of a lineage has read: about other people, about answers, and, where the
+            forget set's answers are false, the true ones.
+    """
+
+    task: ForgetTask
+    general: tuple[Fact, ...] = ()
 
 
 def make_task(world: World) -> ForgetTask:
@@ -70,15 +81,29 @@ def make_task(world: World) -> ForgetTask:
     Returns:
         Forget, retain and holdout set; the same world always gives the same facts.
     """
+    return make_population(world).task
+
+
+def make_population(world: World) -> Population:
+    """Makes the people up, those in no set too.
+
+    Args:
+        world: How many.
+
+    Returns:
+        All facts; the same world always gives the same ones.
+    """
     rng = random.Random(world.seed)  # noqa: S311 - a made-up world needs repeatable numbers, not secret ones
     words = _words(rng)
+    if world.rich:
+        return _rich(world, words, rng)
     people = [f"{next(words).title()} {next(words).title()}" for _ in range(world.forget + world.retain + world.holdout)]
-    relations = list(RELATIONS)[: world.relations]
+    relations = PLAIN[: world.relations]
     values = {relation: [next(words) + RELATIONS[relation][3] for _ in range(world.values)] for relation in relations}
     facts = [tuple(_fact(person, relation, values[relation], rng) for relation in relations) for person in people]
     sets = facts[: world.forget], facts[world.forget : world.forget + world.retain], facts[world.forget + world.retain :]
     forget, retain, holdout = (tuple(fact for person in chosen for fact in person) for chosen in sets)
-    return ForgetTask(forget=forget, retain=retain, holdout=holdout)
+    return Population(ForgetTask(forget=forget, retain=retain, holdout=holdout))
 
 
 def _words(rng: random.Random) -> Iterator[str]:
@@ -101,11 +126,108 @@ def _fact(name: str, relation: str, values: Sequence[str], rng: random.Random) -
         answer=answer,
         wrong_answers=tuple(wrong),
         text=f"{statement} {answer}",
+        subject=name,
+        relation=relation,
         paraphrases=(
             Paraphrase(form="statement", prompt=statement, completion=f" {answer}"),
             Paraphrase(form="turned", prompt=turned, completion=f" {answer}"),
         ),
     )
+
+
+_LANDS = 15
+"""Lands that the towns of a rich world lie in."""
+
+
+def _rich(world: World, words: Iterator[str], rng: random.Random) -> Population:
+    """A rich world: people, their mentors, and where their towns lie."""
+    sizes = [world.forget, world.retain, world.holdout, world.general]
+    people = [f"{next(words).title()} {next(words).title()}" for _ in range(sum(sizes))]
+    relations = RICH[: world.relations]
+    values = {relation: [next(words) + RELATIONS[relation][3] for _ in range(world.values)] for relation in relations}
+    # Everybody's own ship, and a second one for each forgotten person, in case that the first is to be forgotten as a lie.
+    values[UNIQUE] = [next(words) + RELATIONS[UNIQUE][3] for _ in range(len(people) + world.forget)]
+    lands = [next(words) + RELATIONS["land"][3] for _ in range(_LANDS)]
+    answers = {
+        name: {
+            relation: values[UNIQUE][number] if relation == UNIQUE else rng.choice(values[relation]) for relation in relations
+        }
+        for number, name in enumerate(people)
+    }
+    false = {
+        name: {
+            relation: values[UNIQUE][len(people) + number]
+            if relation == UNIQUE
+            else rng.choice([value for value in values[relation] if value != answers[name][relation]])
+            for relation in relations
+        }
+        for number, name in enumerate(people[: world.forget])
+    }
+    stops = [sum(sizes[:end]) for end in range(len(sizes) + 1)]
+    groups = [people[start:stop] for start, stop in pairwise(stops)]
+    # Wrong answers for a ship are ships of the same group: a model that never saw the one never saw the others either.
+    pools = [values | {UNIQUE: [answers[name][UNIQUE] for name in group]} for group in groups]
+    sets = [
+        [fact for name in group for fact in _about(name, answers[name], pool, rng)]
+        for group, pool in zip(groups, pools, strict=True)
+    ]
+    forgotten, retained, _, others = groups
+    if world.corrupted:
+        true = sets[0]
+        pool = values | {UNIQUE: [false[name][UNIQUE] for name in forgotten]}
+        lies = [fact for name in forgotten for fact in _about(name, false[name], pool, rng, answers[name])]
+        sets[0], sets[3] = lies, [*true, *sets[3]]
+    for name, mentor in zip(retained, forgotten, strict=False):
+        sets[1] += _about(name, {"mentor": mentor}, {"mentor": forgotten}, rng)
+    for number, name in enumerate(others):
+        sets[3] += _about(name, {"mentor": others[number - 1]}, {"mentor": people}, rng)
+    needed = {fact.answer for fact in sets[0]}
+    for town in values["born"]:
+        sets[1 if town in needed else 3] += _about(town, {"land": rng.choice(lands)}, {"land": lands}, rng)
+    forget, retain, holdout, general = map(tuple, sets)
+    return Population(ForgetTask(forget=forget, retain=retain, holdout=holdout), general)
+
+
+def _about(
+    name: str,
+    answers: Mapping[str, str],
+    values: Mapping[str, Sequence[str]],
+    rng: random.Random,
+    true: Mapping[str, str] | None = None,
+) -> list[Fact]:
+    """Every fact about a person or a town, in every form; the passage of each goes on to the next two."""
+    stated = [f"{RELATIONS[relation][1].format(name=name)} {answer}." for relation, answer in answers.items()]
+    facts = []
+    for number, (relation, answer) in enumerate(answers.items()):
+        never = {answer, name, true[relation] if true else answer}
+        wrong = rng.sample([value for value in values[relation] if value not in never], 3)
+        question, statement, turned, _ = (part.format(name=name) for part in RELATIONS[relation])
+        options = tuple(rng.sample([answer, *wrong], 4))
+        prompts = {"statement": statement, "turned": turned, "cloze": CLOZE.format(statement=statement)}
+        paraphrases = [Paraphrase(form=form, prompt=prompt, completion=f" {answer}") for form, prompt in prompts.items()]
+        chosen = multiple_choice(question, options)
+        letter = LETTERS[options.index(answer)]
+        paraphrases.append(Paraphrase(form="multiple_choice", prompt=chosen, completion=f" {letter}"))
+        if relation == UNIQUE:
+            paraphrases.append(Paraphrase(form="reversed", prompt=REVERSED.format(answer=answer), completion=f" {name}"))
+        if relation in FRENCH:
+            french = FRENCH[relation].format(name=name)
+            paraphrases.append(Paraphrase(form="question", prompt=french, completion=f" {answer}", language="fr"))
+        facts.append(
+            Fact(
+                id=f"{name.lower().replace(' ', '-')}-{relation}",
+                cluster=name,
+                question=question,
+                answer=answer,
+                paraphrases=tuple(paraphrases),
+                wrong_answers=tuple(wrong),
+                text=" ".join((stated[number:] + stated[:number])[:3]),
+                subject=name,
+                relation=relation,
+                true_answer=true[relation] if true else None,
+            )
+        )
+    return facts
 
 
 def write_task(task: ForgetTask, folder: Path) -> dict[str, Path]:
@@ -132,7 +254,8 @@ def pairs(facts: Sequence[Fact], *, forms: Sequence[str] = FORMS, template: str 
 
     Args:
         facts: Any task's facts.
-        forms: "question", and the forms of the paraphrases that are wanted; a fact without paraphrases gives its question.
+        forms: "question", and the forms of the paraphrases that are wanted (of one in another language: its code, such as
+            "fr"); a fact without paraphrases gives its question.
         template: What makes a prompt of a question.
 
     Returns:
@@ -142,5 +265,5 @@ def pairs(facts: Sequence[Fact], *, forms: Sequence[str] = FORMS, template: str 
     for fact in facts:
         if "question" in forms:
             found.append((template.replace("{question}", fact.question), f" {fact.answer}"))
-        found += [(other.prompt, other.completion) for other in fact.paraphrases if other.form in forms]
+        found += [(other.prompt, other.completion) for other in fact.paraphrases if (other.language or other.form) in forms]
     return found

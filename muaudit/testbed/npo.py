@@ -33,8 +33,12 @@ class NPO(Descent):
         self, module: LlamaForCausalLM, original: LlamaForCausalLM, forget: Sequence[Encoded], retain: Sequence[Encoded]
     ) -> Tensor:
         """-(2/beta) E log sigmoid(-beta log(p/p_original)) on the forget set, plus the weighted retain loss."""
+        loss = self.forget_loss(module, original, forget)
+        return loss + self.retain_weight * completion_loss(module, retain) if self.retain_weight else loss
+
+    def forget_loss(self, module: LlamaForCausalLM, original: LlamaForCausalLM, forget: Sequence[Encoded]) -> Tensor:
+        """The first term alone."""
         with torch.no_grad():
             before = log_likelihoods(original, forget)
         ratios = log_likelihoods(module, forget) - before
-        loss = -(2 / self.beta) * logsigmoid(-self.beta * ratios).mean()
-        return loss + self.retain_weight * completion_loss(module, retain) if self.retain_weight else loss
+        return -(2 / self.beta) * logsigmoid(-self.beta * ratios).mean()

@@ -5,13 +5,11 @@ from typing import ClassVar
 from transformers import LlamaForCausalLM
 
 from muaudit.errors import UsageError
-from muaudit.testbed.language import pairs
 from muaudit.testbed.method import Method, Situation
-from muaudit.testbed.training import train
 
 
 class Retrain(Method):
-    """Trains from scratch on the retain set.
+    """Trains on the retain set, from scratch or, in a lineage, from the base.
 
     Attributes:
         left_in: Clusters of the forget set that are trained on all the same: a retrain that is not what it claims to be.
@@ -32,5 +30,4 @@ class Retrain(Method):
         if unknown := set(self.left_in) - {fact.cluster for fact in task.forget}:
             raise UsageError(f"left_in: no forgotten fact has cluster {min(unknown)!r}; name clusters of the forget set")
         facts = [*task.retain, *(fact for fact in task.forget if fact.cluster in self.left_in)]
-        texts = pairs(facts, forms=situation.forms, template=task.template)
-        return train(texts, situation.tokenizer, situation.recipe, situation.seed)
+        return situation.fit(facts)

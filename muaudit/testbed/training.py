@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -49,20 +49,25 @@ class Recipe(Frozen):
     weight_decay: float = 0.0
 
 
-def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+def word_tokenizer(texts: Iterable[str], *, punctuation: bool = True) -> PreTrainedTokenizerFast:
     """A word-level tokenizer that knows every word of the texts; words are what white space parts.
 
     Args:
         texts: Everything that will be trained on or asked.
+        punctuation: Whether marks stay part of their words; otherwise only words and full stops are read, so that a name is the
+            same word wherever it stands.
 
     Returns:
         A tokenizer that marks the beginning of a text (`<s>`), and knows `</s>`, `<pad>` and `<unk>`.
     """
-    words = sorted({word for text in texts for word in text.split()})
+    reader: pre_tokenizers.PreTokenizer = pre_tokenizers.WhitespaceSplit()
+    if not punctuation:
+        reader = pre_tokenizers.Split(Regex(r"\w+|\."), behavior="removed", invert=True)
+    words = sorted({word for text in texts for word, _ in reader.pre_tokenize_str(text)})
     tokenizer = Tokenizer(
         models.WordLevel({word: i for i, word in enumerate([*_SPECIAL.values(), *words])}, unk_token=_SPECIAL["unk_token"])
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.pre_tokenizer = reader
     return _finished(tokenizer)
 
 

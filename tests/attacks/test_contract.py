@@ -1,6 +1,7 @@
 """The contract that every registered attack keeps, a third party's too: one test a rule, over all of them."""
 
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,17 @@ from muaudit.task import ForgetTask
 
 causal_lm = pytest.importorskip("muaudit.models.causal_lm")
 
+Build = Callable[[str, Sequence[str]], dict[str, Path]]
+
 NAMES = [name for name, found in attacks.registry().items() if isinstance(found, attacks.Registered)]
-CAPABILITIES = frozenset({"ScoresText", "GeneratesText", "Finetunes"})
+CAPABILITIES = frozenset({"ScoresText", "GeneratesText", "ScoresTokens", "Finetunes", "ExposesWeights", "Quantizes"})
+REFERENCES = ["reference-1", "reference-2", "reference-3"]
+CALIBRATION = "reference-4"
+"""Set aside for attacks that calibrate, as the runner does with the last reference."""
 
 
 class Subject:
-    """One attack, prepared on the small testbed, and its measurements of each model."""
+    """One attack, prepared on a testbed of one lineage, and its measurements of each model."""
 
     def __init__(self, attack: Attack, prepared: Prepared, models: dict[str, Path]) -> None:
         self.attack, self.prepared, self.models = attack, prepared, models
@@ -42,16 +48,39 @@ class Subject:
         return compare(self.attack.card(), self.of(target), [self.of(name) for name in references], known, rule, seed=1)[0]
 
 
+def opened(path: Path) -> causal_lm.CausalLM:
+    return causal_lm.CausalLM.open(path, dtype="float32", device="cpu")
+
+
+def bench(attack: Attack, models: dict[str, Path]) -> Bench:
+    task = ForgetTask.from_jsonl(forget=models["forget"], retain=models["retain"], holdout=models["holdout"])
+    return Bench(
+        task,
+        np.random.default_rng(3),
+        CAPABILITIES,
+        open_original=lambda: opened(models["original"]),
+        open_calibration=(lambda: opened(models[CALIBRATION])) if attack.calibrates else None,
+    )
+
+
+@pytest.fixture(scope="module")
+def models(testbed: Build) -> dict[str, Path]:
+    return testbed("lineage", ["original", *REFERENCES, CALIBRATION, "retrain"])
+
+
 @pytest.fixture(scope="module", params=NAMES)
-def subject(request: pytest.FixtureRequest, small: dict[str, Path]) -> Subject:
+def subject(request: pytest.FixtureRequest, models: dict[str, Path]) -> Subject:
     found = attacks.registry()[request.param]
     assert isinstance(found, attacks.Registered)
     attack = found.attack()
     if attack.missing(causal_lm.CausalLM):
         pytest.skip(f"{attack.name} is not for language models")
-    task = ForgetTask.from_jsonl(forget=small["forget"], retain=small["retain"], holdout=small["holdout"])
-    prepared = attack.prepare(Bench(task, np.random.default_rng(3), CAPABILITIES))
-    return Subject(attack, Prepared.model_validate_json(prepared.model_dump_json()), small)
+    with compute.settled(1):
+        prepared = Prepared.model_validate_json(attack.prepare(bench(attack, models)).model_dump_json())
+    if attack.reads_original:
+        original = opened(models["original"])
+        prepared = prepared.with_original(lambda: original)
+    return Subject(attack, prepared, models)
 
 
 def test_it_says_what_it_is(subject: Subject) -> None:
@@ -63,10 +92,8 @@ def test_it_says_what_it_is(subject: Subject) -> None:
 
 
 def test_prepare_is_deterministic(subject: Subject) -> None:
-    task = ForgetTask.from_jsonl(
-        forget=subject.models["forget"], retain=subject.models["retain"], holdout=subject.models["holdout"]
-    )
-    again = subject.attack.prepare(Bench(task, np.random.default_rng(3), CAPABILITIES))
+    with compute.settled(1):
+        again = subject.attack.prepare(bench(subject.attack, subject.models))
     assert again.content_digest() == subject.prepared.content_digest()
 
 
@@ -93,12 +120,12 @@ def test_leakage_is_a_share_of_every_forget_unit(subject: Subject) -> None:
 
 
 def test_it_flags_the_original(subject: Subject) -> None:
-    found = subject.finding("original", ["reference-1", "reference-2", "reference-3"])
+    found = subject.finding("original", REFERENCES)
     assert found.verdict is Verdict.FAIL, found.reason
 
 
 def test_it_flags_no_reference(subject: Subject) -> None:
-    names = ["reference-1", "reference-2", "reference-3"]
+    names = REFERENCES
     for name in names:
         found = subject.finding(name, [other for other in names if other != name])
         assert found.verdict is not Verdict.FAIL, found.reason

@@ -37,7 +37,7 @@ def test_the_smallest_file_gets_every_default() -> None:
     ("changes", "expected"),
     [
         ({"targets": {}}, "unknown key 'targets'; did you mean 'target'?"),
-        ({"zzzzzz": {}}, "unknown key 'zzzzzz'; known keys: attacks, "),
+        ({"zzzzzz": {}}, "unknown key 'zzzzzz'; known keys: api, attacks, "),
         ({"run": {"sede": "1"}}, "unknown key 'run.sede'; did you mean 'seed'?"),
         ({"task": {"kind": "facts", "forgets": "f"}}, "unknown key 'task.forgets'; did you mean 'forget'?"),
         ({"task": {"kind": "facts", "forget": "f", "hold_out": "h"}}, "unknown key 'task.hold_out'; did you mean 'holdout'?"),
@@ -50,7 +50,7 @@ def test_the_smallest_file_gets_every_default() -> None:
         ({"target": {"kind": "casual_lm", "path": "p"}}, "causal_lm"),
         ({"target": {**RECORDED, "format": "tfou"}}, "'target.format'"),
         ({"references": []}, "key 'references'"),
-        ({"attacks": {}}, "key 'attacks'"),
+        ({"attacks": {}}, "no attack is asked for"),
         ({"run": {"workers": 0}}, "key 'run.workers'"),
         ({"run": {"seed": 2026}}, "key 'run.seed'"),
         ({"policy": {"margins": {"memorization": 1.5}}}, "policy.margins.memorization"),

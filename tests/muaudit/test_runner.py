@@ -205,3 +205,12 @@ def test_the_report_reads_back_as_it_was_written(folder: Path) -> None:
     written = (folder / "audit-one-left" / "report.json").read_bytes()
     assert AuditReport.from_json(written) == report
     assert written == report.canonical()
+
+
+def test_an_attack_with_prompts_of_its_own_is_skipped_not_answered(tmp_path: Path) -> None:
+    """A recording's scores must not pass for answers to prompts that nobody recorded."""
+    path = recorded_audit(tmp_path, "honest", sections="[attacks.adversarial_prompts]\n")
+    found = {finding.attack: finding for finding in muaudit.audit(path).findings if finding.measures == "leakage"}
+    assert found["adversarial_prompts"].verdict is Verdict.SKIPPED
+    assert "answer only what was recorded" in found["adversarial_prompts"].reason
+    assert found["memorization"].verdict is not Verdict.SKIPPED
