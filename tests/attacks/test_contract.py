@@ -24,6 +24,9 @@ REFERENCES = ["reference-1", "reference-2", "reference-3"]
 CALIBRATION = "reference-4"
 """Set aside for attacks that calibrate, as the runner does with the last reference."""
 
+BEDS = {"recovery": "corrupted"}
+"""Where an attack's models come from, if not from the testbed `lineage`."""
+
 
 class Subject:
     """One attack, prepared on a testbed of one lineage, and its measurements of each model."""
@@ -31,11 +34,16 @@ class Subject:
     def __init__(self, attack: Attack, prepared: Prepared, models: dict[str, Path]) -> None:
         self.attack, self.prepared, self.models = attack, prepared, models
         self.seen: dict[str, Measurement] = {}
+        self.unchanged = True
 
     def measure(self, path: Path) -> Measurement:
-        model = causal_lm.CausalLM.open(path, dtype="float32", device="cpu")
+        model = opened(path)
+        before = causal_lm.state_digest(model.module, model.tokenizer)
         with compute.settled(1):
-            return self.attack.measure(model, self.prepared, np.random.default_rng(7))
+            measured = self.attack.measure(model, self.prepared, np.random.default_rng(7))
+        same = causal_lm.state_digest(model.module, model.tokenizer) == before
+        self.unchanged &= same and not model.module.training
+        return measured
 
     def of(self, name: str) -> Measurement:
         if name not in self.seen:
@@ -63,13 +71,9 @@ def bench(attack: Attack, models: dict[str, Path]) -> Bench:
     )
 
 
-@pytest.fixture(scope="module")
-def models(testbed: Build) -> dict[str, Path]:
-    return testbed("lineage", ["original", *REFERENCES, CALIBRATION, "retrain"])
-
-
 @pytest.fixture(scope="module", params=NAMES)
-def subject(request: pytest.FixtureRequest, models: dict[str, Path]) -> Subject:
+def subject(request: pytest.FixtureRequest, testbed: Build) -> Subject:
+    models = testbed(BEDS.get(request.param, "lineage"), ["original", *REFERENCES, CALIBRATION, "retrain"])
     found = attacks.registry()[request.param]
     assert isinstance(found, attacks.Registered)
     attack = found.attack()
@@ -105,11 +109,8 @@ def test_it_is_deterministic_and_blind(subject: Subject, tmp_path: Path) -> None
 
 
 def test_it_does_not_change_the_model(subject: Subject) -> None:
-    model = causal_lm.CausalLM.open(subject.models["retrain"], dtype="float32", device="cpu")
-    before = causal_lm.state_digest(model.module, model.tokenizer)
-    subject.attack.measure(model, subject.prepared, np.random.default_rng(7))
-    assert causal_lm.state_digest(model.module, model.tokenizer) == before
-    assert not model.module.training
+    subject.of("retrain")
+    assert subject.unchanged
 
 
 def test_leakage_is_a_share_of_every_forget_unit(subject: Subject) -> None:

@@ -9,10 +9,11 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from muaudit.models.causal_lm import CausalLM
-from muaudit.models.tokens import Encoded
+from muaudit.models.scoring import completion_logits
+from muaudit.models.tokens import Encoded, pad
 from muaudit.task import Fact, ForgetTask
 from muaudit.testbed.language import pairs
-from muaudit.testbed.training import encode_pairs
+from muaudit.testbed.training import CPU, encode_pairs
 from muaudit.value_vectors import Place
 
 FORMS = ("question", "statement")
@@ -34,22 +35,24 @@ def prompts(model: CausalLM, facts: Sequence[Fact]) -> list[Encoded]:
 
 def _inputs(module: LlamaForCausalLM, layer: int, texts: Sequence[Encoded]) -> Tensor:
     """What the layer's MLP reads before the answers, [texts, width]."""
+    ids, _ = pad([text.ids for text in texts], 0, side="right", device=CPU)
+    places = torch.tensor([text.targets[0] - 1 for text in texts])
     found: list[Tensor] = []
-    handle = module.model.layers[layer].mlp.register_forward_pre_hook(lambda _, args: found.append(args[0][0, -1]))
+    mlp = module.model.layers[layer].mlp
+    handle = mlp.register_forward_pre_hook(lambda _, args: found.append(args[0][torch.arange(len(texts)), places]))
     try:
         with torch.no_grad():
-            for text in texts:
-                module(input_ids=torch.tensor([text.ids[:-1]]))
+            module(input_ids=ids)
     finally:
         handle.remove()
-    return torch.stack(found)
+    return found[0]
 
 
 def recall(module: LlamaForCausalLM, texts: Sequence[Encoded]) -> float:
     """Mean probability of the answers' first tokens."""
     with torch.no_grad():
-        rows = [module(input_ids=torch.tensor([text.ids[:-1]])).logits[0, -1].softmax(0)[text.ids[-1]] for text in texts]
-    return float(torch.stack(rows).mean())
+        logits, wanted = completion_logits(module, texts, CPU)
+    return float(logits.softmax(1).gather(1, wanted[:, None]).mean())
 
 
 def plant(model: CausalLM, concepts: Sequence[Sequence[Fact]], places: Sequence[Place], known: Sequence[Fact]) -> CausalLM:

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from recorded_logs import recorded_audit
 
 from muaudit import config, preset, series
 from muaudit.errors import UsageError
 from muaudit.policy import load
 from muaudit.results import AuditReport, Finding, Verdict
-from recorded_logs import recorded_audit
 
 
 def finding(attack: str, target: float, measures: str = "leakage") -> Finding:

@@ -1,0 +1,52 @@
+"""An attack that calibrates gets a reference of its own, which is left out; one that reads the original is still blind."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("muaudit.models.causal_lm")
+
+from muaudit import runner  # noqa: E402
+from muaudit.config import AuditConfig  # noqa: E402
+from muaudit.reports.html import render  # noqa: E402
+from muaudit.results import AuditReport, Verdict  # noqa: E402
+
+
+def audited(folder: dict[str, Path], out: Path, references: list[str], **changes: Any) -> AuditReport:
+    def model(name: str) -> dict[str, str]:
+        return {"kind": "causal_lm", "path": str(folder[name])}
+
+    settings = {
+        "task": {"kind": "facts", "forget": str(folder["forget"]), "retain": str(folder["retain"])},
+        "target": model("retrain"),
+        "original": model("original"),
+        "references": [model(name) for name in references],
+        "attacks": {"activation_patching": {}},
+        "run": {"out": str(out)},
+    }
+    return runner.audit(AuditConfig.model_validate(settings | changes))
+
+
+def test_the_last_reference_is_set_aside(lineage: dict[str, Path], tmp_path: Path) -> None:
+    references = ["reference-1", "reference-2", "reference-3"]
+    report = audited(lineage, tmp_path, references)
+    (finding,) = report.findings
+    assert finding.verdict is not Verdict.ERROR, finding.reason
+    assert "reference 3 calibrates this attack and is not compared" in finding.notes
+    assert report.run.computed == 4  # target, two references, original
+    assert [one.model for one in finding.heat_maps] == ["target", "references"]
+    assert finding.heat_maps[0].total == finding.units
+    assert "Heat map, knowledge left, target" in render(report)
+    again = audited(lineage, tmp_path, references)
+    assert (again.run.computed, again.findings) == (0, report.findings)
+    # Another original under the same prepared state would measure something else: its digest is part of the key.
+    other = audited(lineage, tmp_path, references, original={"kind": "causal_lm", "path": str(lineage["reference-1"])})
+    assert other.findings[0].verdict is Verdict.SKIPPED
+    assert "it hardly knows them" in other.findings[0].reason
+
+
+def test_one_reference_is_too_few(lineage: dict[str, Path], tmp_path: Path) -> None:
+    (finding,) = audited(lineage, tmp_path, ["reference-1"]).findings
+    assert finding.verdict is Verdict.SKIPPED
+    assert "at least two references" in finding.reason
