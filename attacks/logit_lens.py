@@ -204,7 +204,8 @@ def translated(states: "Tensor", known: "Tensor", last: "Tensor", ridge: float) 
     products = centred @ centred.T
     penalty = ridge * products.diagonal().mean().clamp(min=1e-12)
     solved = torch.linalg.solve(products + penalty * torch.eye(len(known), dtype=torch.float64), last.double() - target)
-    return ((states.double() - centre) @ centred.T @ solved + target).float()
+    mapped: Tensor = (states.double() - centre) @ centred.T @ solved + target
+    return mapped.float()
 
 
 def _look(anatomy: "Anatomy", states: "Tensor", contests: Sequence[_Contest]) -> _Seen:

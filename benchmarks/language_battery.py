@@ -24,7 +24,8 @@ from muaudit.config import AuditConfig, parse
 from muaudit.demo import build_testbed
 from muaudit.results import AuditReport, Finding, Verdict
 
-REFERENCES = ("reference-1", "reference-2", "reference-3")
+REFERENCES = ("reference-1", "reference-2", "reference-3", "reference-4")
+"""Four, since activation patching and concept vectors set one aside: of two, the noise between trainings is hardly known."""
 MARKS = {
     Verdict.PASS: "pass",
     Verdict.FAIL: "**FAIL**",

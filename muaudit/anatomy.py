@@ -86,7 +86,8 @@ class Anatomy:
     @property
     def unembedding(self) -> Tensor:
         """The matrix E [vocabulary, width] that turns a normed hidden state into logits."""
-        return self.module.get_output_embeddings().weight.detach()
+        matrix: Tensor = self.module.get_output_embeddings().weight
+        return matrix.detach()
 
     def values(self, layer: int) -> Tensor:
         """A layer's value vectors, the columns of its MLP down projection [width, inner]; a view, not a copy."""
@@ -130,7 +131,8 @@ def _down(layer: nn.Module, kind: str) -> nn.Module:
             f"{kind}: a decoder layer has {len(found)} MLP down projections ({', '.join(DOWN)}) where one was expected; "
             "mixtures of experts and unknown architectures cannot be read"
         )
-    return found[0]
+    down: nn.Module = found[0]
+    return down
 
 
 def same_shape(one: Anatomy, other: Anatomy) -> None:

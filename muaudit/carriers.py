@@ -222,15 +222,17 @@ def _tokens(opened: Opened, concepts: Sequence[Concept]) -> list[list[int]]:
     spelled: dict[str, list[int]] = {}
     vocabulary = opened.model.vocabulary()
     for token, text in enumerate(vocabulary):
-        for word in words_of([text]):
-            if len(words_of([text])) == 1:
-                spelled.setdefault(word, []).append(token)
+        words = words_of([text])
+        if len(words) == 1:
+            spelled.setdefault(next(iter(words)), []).append(token)
     found = []
     for concept in concepts:
         ids = {token for word in concept.words for token in spelled.get(word, ())}
         if concept.vector is None:
-            for text in opened.model.encode([probe.queries()[0] for probe in concept.probes]):
-                ids |= {token for place in text.targets if words_of([vocabulary[token := text.ids[place]]])}
+            answers = opened.model.encode([probe.queries()[0] for probe in concept.probes])
+            ids |= {
+                token for one in answers for token in (one.ids[place] for place in one.targets) if words_of([vocabulary[token]])
+            }
         if not ids:
             raise NotApplicable(f"concept {concept.name!r} has no word of its own, so no vector can be told by its tokens")
         found.append(sorted(ids))

@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("muaudit.models.causal_lm")
 
-from muaudit import runner  # noqa: E402
-from muaudit.config import AuditConfig  # noqa: E402
-from muaudit.reports.html import render  # noqa: E402
-from muaudit.results import AuditReport, Verdict  # noqa: E402
+from muaudit import runner
+from muaudit.config import AuditConfig
+from muaudit.reports.html import render
+from muaudit.results import AuditReport, Verdict
 
 
 def audited(folder: dict[str, Path], out: Path, references: list[str], **changes: Any) -> AuditReport:
@@ -40,10 +40,10 @@ def test_the_last_reference_is_set_aside(lineage: dict[str, Path], tmp_path: Pat
     assert "Heat map, knowledge left, target" in render(report)
     again = audited(lineage, tmp_path, references)
     assert (again.run.computed, again.findings) == (0, report.findings)
-    # Another original under the same prepared state would measure something else: its digest is part of the key.
+    # The same models are measured anew where they are read in another original, and one that knows nothing proves nothing.
     other = audited(lineage, tmp_path, references, original={"kind": "causal_lm", "path": str(lineage["reference-1"])})
-    assert other.findings[0].verdict is Verdict.SKIPPED
-    assert "it hardly knows them" in other.findings[0].reason
+    assert other.run.computed == 3  # the original and reference 1 are one model now
+    assert other.findings[0].verdict in (Verdict.INCONCLUSIVE, Verdict.SKIPPED)
 
 
 def test_one_reference_is_too_few(lineage: dict[str, Path], tmp_path: Path) -> None:
