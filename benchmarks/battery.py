@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from muaudit import plan, runner
-from muaudit.demo import SUPPRESSED, build_testbed, write_audit
+from muaudit.demo import FOURTH, REFERENCES, SUPPRESSED, build_testbed, write_audit
 
 LIMIT = 240
 
@@ -22,10 +22,18 @@ def main() -> None:
     parser.add_argument("--testbed", type=Path, default=Path(".muaudit/lineage"))
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    paths = build_testbed(options.testbed, preset="lineage", workers=2)
+    references = (*REFERENCES, FOURTH)
+    paths = build_testbed(options.testbed, ("original", *references, SUPPRESSED), preset="lineage", workers=2)
     seconds: defaultdict[str, float] = defaultdict(float)
     with tempfile.TemporaryDirectory() as folder:
-        audit = write_audit(Path(folder) / "audit.toml", paths, target=SUPPRESSED, workers=options.workers, preset="language")
+        audit = write_audit(
+            Path(folder) / "audit.toml",
+            paths,
+            target=SUPPRESSED,
+            workers=options.workers,
+            preset="language",
+            references=references,
+        )
         start = last = time.perf_counter()
         frozen, base = plan.resolve(audit)
 

@@ -19,6 +19,9 @@ REFERENCES = ("reference-1", "reference-2", "reference-3")
 MODELS = ("original", *REFERENCES, HONEST, SUPPRESSED)
 """What the demo trains."""
 
+FOURTH = "reference-4"
+"""With the whole battery: some attacks set a reference aside, and two left would say little about the noise of training."""
+
 _AUDITOR = "muaudit demo"
 
 
@@ -63,6 +66,7 @@ def write_audit(
     key: Path | None = None,
     workers: int = 1,
     preset: str | None = None,
+    references: Sequence[str] = REFERENCES,
 ) -> Path:
     """Writes an audit.toml of a testbed's model, as `muaudit init` writes it for a user's.
 
@@ -73,6 +77,7 @@ def write_audit(
         key: The auditor's private key.
         workers: Measurements at a time.
         preset: A named set of attacks; memorization and relearning by default.
+        references: The models to compare with.
 
     Returns:
         The file. Its results go to a folder beside it, of the same name; audits in one folder share a store.
@@ -85,7 +90,7 @@ def write_audit(
         retain=models["retain"],
         holdout=models["holdout"],
         original=models["original"],
-        references=[models[name] for name in REFERENCES],
+        references=[models[name] for name in references],
         key=key,
         results=path.stem,
         store="store",
@@ -118,12 +123,14 @@ def run(out: Path, *, workers: int, console: Console, full: bool = False) -> dic
     reports = {}
     with _bars(console) as bars:
         training = _line(bars, "training known-answer models")
-        bed = "lineage" if full else "standard"
-        models = build_testbed(out / f"testbed-{bed}", preset=bed, workers=workers, progress=training)
+        bed, references = ("lineage", (*REFERENCES, FOURTH)) if full else ("standard", REFERENCES)
+        trained = ("original", *references, HONEST, SUPPRESSED)
+        models = build_testbed(out / f"testbed-{bed}", trained, preset=bed, workers=workers, progress=training)
         for target in (SUPPRESSED, HONEST):
             audit = write_audit(
-                out / f"{target}.toml", models, target=target, key=key, workers=workers, preset="language" if full else None
-            )
+                out / f"{target}.toml", models, target=target, key=key, workers=workers, references=references,
+                preset="language" if full else None,
+            )  # fmt: skip
             reports[target] = runner.audit(audit, progress=_line(bars, f"auditing {target}"))
             deliver(reports[target], out / target, key)
     for target, report in reports.items():
