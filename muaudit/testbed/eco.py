@@ -31,9 +31,9 @@ class ECO(Method):
     source: ClassVar[str] = "Liu et al. 2024, arXiv 2406.07933"
 
     penalty: float = Field(default=0.1, gt=0)
-    evidence: float = Field(default=0.3, gt=0, le=1)
-    strengths: tuple[float, ...] = Field(default=(0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0), min_length=1)
-    wanted: float = 0.02
+    evidence: float = Field(default=0.1, gt=0, le=1)
+    strengths: tuple[float, ...] = Field(default=(0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), min_length=1)
+    wanted: float = 0.025
 
     def unlearn(self, situation: Situation) -> LlamaForCausalLM:
         """The original: what is unlearned is in the guard."""
