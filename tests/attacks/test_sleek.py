@@ -311,3 +311,31 @@ def test_a_testbed_model_judges_and_attacks(tiny: dict[str, Path]) -> None:
     seen = measured(Scripted({BORN_ASKED: "Torviholm"}), judge=folder, attacker=folder, attacker_queries=1, retain_clusters=0)
     assert seen.summaries["judge_replies"] + seen.summaries["judge_undecided"] > 0
     assert sum("the model with digest" in note for note in seen.notes) == 2
+
+
+class Vendor:
+    """What stands behind the server: it judges by the town's name, and writes one question to whoever orders questions."""
+
+    def complete(self, prompt: str, most: int) -> tuple[str, int, int]:
+        if "yes or no" in prompt:
+            return ("Yes." if "<<<\nTor" in prompt else "No."), 9, 1
+        return "1. In which town did Bela Korin first see the light?", 9, 1
+
+
+def test_judge_and_attacker_can_be_endpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai")
+    from lm_server import KEY, serving
+
+    monkeypatch.setenv("HELPER_KEY", KEY)
+    task = ForgetTask(forget=(BORN,), retain=(MENTOR, LAND))
+    with serving(Vendor()) as log:  # type: ignore[arg-type]
+        where = {"url": log.url, "model": "helper", "key_env": "HELPER_KEY"}
+        seen = measured(
+            Scripted({BORN_ASKED: "Torviholm"}), task, judge=where, attacker=where, attacker_queries=1, retain_clusters=0
+        )
+        asked = len(log.requests)
+    assert asked > 0
+    assert any("written by helper at http" in note for note in seen.notes)
+    assert seen.summaries["judge_agreement"] == 1
+    assert seen.scores["judged"] == (1.0,)
+    assert KEY not in seen.model_dump_json()
