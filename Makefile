@@ -10,8 +10,9 @@ BIN := .venv/bin
 # Byte code is compiled on first import instead of for every file that is installed: torch and its kin bring thousands.
 INSTALL = -m pip install -qq --no-compile --no-build-isolation -c $(CONSTRAINTS)
 WHEEL = build/dist/muaudit-*.whl
-# What runs on transformers 5 as well: all that opens models, and the way from a plan to a report.
-CORE_TESTS := tests/attacks tests/muaudit/models tests/muaudit/testbed tests/muaudit/test_runner.py tests/muaudit/test_cli.py
+# What runs on transformers 5 as well: all that opens models, every attack's contract, and the way from a plan to a report.
+CORE_TESTS := tests/attacks/test_contract.py tests/attacks/test_relearning.py tests/muaudit/models \
+	tests/muaudit/testbed/test_language.py tests/muaudit/test_runner.py tests/muaudit/test_cli.py
 PYTEST_TOOLS := pytest pytest-timeout pytest-xdist hypothesis jsonschema
 
 .PHONY: help audit test check typecheck format test-core test-transformers5 test-main bench clean

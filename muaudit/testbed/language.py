@@ -20,6 +20,7 @@ from typing import Literal
 from pydantic import Field
 
 from muaudit.results import Frozen
+from muaudit.store import write_atomically
 from muaudit.task import DEFAULT_TEMPLATE, Fact, ForgetTask, Paraphrase
 from muaudit.testbed.relations import CLOZE, FRENCH, LETTERS, PLAIN, RELATIONS, REVERSED, RICH, UNIQUE, multiple_choice
 
@@ -245,7 +246,8 @@ def write_task(task: ForgetTask, folder: Path) -> dict[str, Path]:
     paths = {name: folder / f"{name}.jsonl" for name, facts in sets.items() if facts}
     for name, path in paths.items():
         lines = (json.dumps(fact.model_dump(mode="json"), ensure_ascii=False) for fact in sets[name])
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        # A process that builds must not pull the file away from under one that reads.
+        write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
     return paths
 
 
