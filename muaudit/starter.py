@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from muaudit.errors import UsageError
+from muaudit.policy import shipped
 from muaudit.preset import attacks
 
 _TEMPLATE = """\
@@ -28,7 +29,7 @@ path = {target}
 {original}
 {references}
 [policy]
-name = "standard"                 # a shipped policy, or the path of your own
+name = {policy:<26} # a shipped policy, or the path of your own
 # margins = {{ memorization = 0.05 }}
 
 {attacks}
@@ -111,6 +112,7 @@ def write(
     if preset is not None:
         attacks(preset)  # refuses an unknown name before anything is written
     text = _TEMPLATE.format(
+        policy=json.dumps(preset if preset in shipped() else "standard"),
         preset=f"preset = {json.dumps(preset)}\n" if preset else _NO_PRESET,
         attacks="# [attacks.memorization]          # a section here changes the preset's\n" if preset else _ATTACKS,
         forget=told(forget),

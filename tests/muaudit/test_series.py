@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,16 @@ def test_unknown_presets_and_double_steps_are_told() -> None:
     values = {"task": {"kind": "recorded"}, "target": model, "references": [model], "preset": "muse", "series": [step, step]}
     with pytest.raises(UsageError, match="two steps of the series are called 'one'"):
         config.parse(values, "audit.toml")
+
+
+def test_init_writes_a_presets_own_policy(tmp_path: Path) -> None:
+    for name in ("model", "forget.jsonl"):
+        (tmp_path / name).touch()
+    command = [sys.executable, "-m", "muaudit", "init", "--target", "model", "--forget", "forget.jsonl", "--preset", "muse"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    settings = tomllib.loads((tmp_path / "audit.toml").read_text(encoding="utf-8"))
+    assert (settings["preset"], settings["policy"]["name"]) == ("muse", "muse")
+    assert set(load("muse").required) == set(preset.attacks("muse"))
+    for field in ("margin", "cluster_margin", "confidence", "equivalence_confidence", "noise_confidence", "margins"):
+        assert getattr(load("muse"), field) == getattr(load("standard"), field)
