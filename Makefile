@@ -59,10 +59,10 @@ test-core: .venv-core/.done wheel  ## The wheel alone, without torch: command li
 	cd build/core/release_gate && ../../../.venv-core/bin/python -P make_logs.py && ../../../.venv-core/bin/python -P -m pytest -q
 
 test-transformers5: .venv-transformers5/.done  ## What touches models, on transformers 5 and without textattack.
-	.venv-transformers5/bin/pytest -q -n 2 --dist loadgroup -m "not textattack and not chromium and not long" $(CORE_TESTS)
+	.venv-transformers5/bin/pytest -q -n 2 --dist loadfile -m "not textattack and not chromium and not long" $(CORE_TESTS)
 
 test-main: .venv/.dev  ## The whole test suite.
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations 8
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 8
 
 bench: .venv/.dev  ## Measures speed and error rates; takes a while, prints, judges nothing.
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done

@@ -10,16 +10,15 @@ import pytest
 KEPT = Path(__file__).parent.parent / ".muaudit"
 """Outside version control; a clean checkout has none and trains anew."""
 
+LONG = {"test_contract", "test_resume"}
+"""Files that take long too, but run in every environment."""
+
 Build = Callable[[str, Sequence[str]], dict[str, Path]]
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tells pytest-xdist which tests share fixtures: a file's, and of the contract an attack's. Long files come first."""
-    for item in items:
-        attack = item.callspec.params.get("subject", "") if hasattr(item, "callspec") else ""
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{attack}"))
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """The long files first, so that pytest-xdist gives each worker one and fills up with the short ones."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None and item.path.stem not in LONG)
 
 
 @contextmanager
