@@ -230,7 +230,7 @@ def _leakage(card: AttackCard, panel: Panel, models: Mapping[str, Measurement], 
     judged = _judge(panel, target, references, rule)
     controls, positive = _controls(panel, rule)
     clusters = judged.maximum is not None and bool(judged.maximum.flagged.any())
-    scores = evidence.scores(panel, rule.confidence, forget=True)
+    scores, facets = evidence.scores(panel, rule.confidence, forget=True), models["target"].facets
     finding = bare.model_copy(
         update=_numbers(panel, judged, rule)
         | {
@@ -238,7 +238,7 @@ def _leakage(card: AttackCard, panel: Panel, models: Mapping[str, Measurement], 
             "relative": _relative(panel),
             "controls": controls,
             "scores": scores,
-            "notes": (*evidence.worst_facets(scores, models["target"].facets), *bare.notes),
+            "notes": (*evidence.worst_facets(scores, facets, two_sided=rule.two_sided), *bare.notes),
             "worst_clusters": judged.maximum
             and evidence.worst_clusters(panel, judged.maximum, margin=rule.cluster_margin, two_sided=rule.two_sided),
         }

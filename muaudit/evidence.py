@@ -206,13 +206,16 @@ def worst_units(panel: Panel, models: Mapping[str, Measurement], *, two_sided: b
     )
 
 
-def worst_facets(results: Sequence[ScoreResult], facets: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """Names the alternative with the largest gap, for every family of alternatives that the target was measured in."""
+def worst_facets(results: Sequence[ScoreResult], facets: Mapping[str, Sequence[str]], *, two_sided: bool) -> tuple[str, ...]:
+    """Names the alternative with the largest gap, for every family of alternatives that the target was measured in.
+
+    With two sides, a gap far below zero gives as much away as one far above.
+    """
     said = []
     for facet, names in sorted(facets.items()):
         found = [result for result in results if result.name in names]
         if found:
-            worst = max(found, key=lambda result: result.gap)
+            worst = max(found, key=lambda result: abs(result.gap) if two_sided else result.gap)
             low, high = worst.interval
             said.append(f"worst {facet}: {worst.name}, gap {worst.gap:+.3f} [{low:+.3f}, {high:+.3f}], of {len(found)}")
     return tuple(said)

@@ -386,3 +386,18 @@ def test_a_control_that_errs_is_not_hidden_by_the_verdict() -> None:
     control = Control(model="reference 1", flagged=True, gap=0.4, interval=(0.3, 0.5))
     finding = claimed("memorization", None).model_copy(update={"controls": Controls(positive=None, negative=(control,))})
     assert conclude([finding], POLICY, references=3).findings[0].controls == finding.controls
+
+
+@pytest.mark.parametrize(("sided", "named"), [("one", "beta, gap +0.200"), ("two", "gamma, gap -0.500")])
+def test_the_worst_alternative_is_named_by_its_gap(sided: str, named: str) -> None:
+    """Neither the first nor the last; with two sides, the one far below counts as much as one far above."""
+    gaps = {"alpha": 0.1, "beta": 0.2, "gamma": -0.5, "outside": 0.9}
+
+    def scored(shift: float) -> Measurement:
+        columns = {name: (0.6 + shift * gap,) * 180 for name, gap in gaps.items()}
+        return measurement(np.full(180, 0.5), scores=columns, facets={"kind": ("alpha", "beta", "gamma")})
+
+    found = compare(card(sided=sided), scored(1), [scored(0)] * 3, None, POLICY, seed=1)[0]
+    (note,) = [note for note in found.notes if note.startswith("worst kind")]
+    assert note.startswith(f"worst kind: {named} [")
+    assert note.endswith("of 3")

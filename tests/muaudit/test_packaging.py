@@ -107,3 +107,13 @@ def test_a_command_starts_without_importing_what_it_does_not_need(arguments: lis
     ran = subprocess.run([sys.executable, "-P", "-c", code, *arguments], capture_output=True, text=True, check=True)
     modules = set(ran.stdout.rsplit("modules ", 1)[1].split())
     assert not modules & {"torch", "transformers", "scipy", "numpy", "matplotlib", "pydantic", "jinja2", "cryptography", "rich"}
+
+
+def test_the_readme_tells_every_shipped_attack_with_its_access() -> None:
+    pytest.importorskip("torch")
+    from muaudit import attack
+
+    shipped = {name: found for name, found in attack.registry().items() if found.package == "muaudit"}
+    rows = dict(re.findall(r"^\| `(\w+)` \| (text|logits|weights|training) \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert rows == {name: found.attack.access for name, found in shipped.items() if isinstance(found, attack.Registered)}
+    assert set(rows) == set(shipped)
