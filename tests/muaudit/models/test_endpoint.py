@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -105,7 +106,9 @@ def transformers_serve(folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    command = ["transformers", "serve", "--host", "127.0.0.1", "--port", address.rsplit(":", 1)[1], "--device", "cpu"]
+    # By its path: the tests may run in an environment that is not activated.
+    program = str(Path(sys.executable).with_name("transformers"))
+    command = [program, "serve", "--host", "127.0.0.1", "--port", address.rsplit(":", 1)[1], "--device", "cpu"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, **quiet)
     try:
