@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
 from muaudit.results import Frozen
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
     from transformers import PreTrainedModel
 
+    from muaudit.examples import Examples
     from muaudit.models.tokens import Encoded
 
 Role = Literal["answer", "paraphrase", "wrong_answer", "text", "probe"]
@@ -184,4 +188,62 @@ class ReportsUtility(Protocol):
 
     def model_utility(self) -> dict[str, float]:
         """TOFU's harmonic mean of nine, in [0, 1], by definition of the truth ratio; empty where the nine are not known."""
+        ...
+
+
+@runtime_checkable
+class Classifies(Protocol):
+    """Gives class scores of the task's examples, computed or recorded."""
+
+    def logits(self, examples: "Examples") -> "NDArray[np.float64]":
+        """Logits [n, C], in the order given: scores whose softmax are the class probabilities (log-probabilities are)."""
+        ...
+
+
+@runtime_checkable
+class ClassifiesInputs(Protocol):
+    """Gives class scores of any inputs, such as augmented or perturbed ones."""
+
+    def logits_of(self, inputs: "NDArray[np.float32]") -> "NDArray[np.float64]":
+        """Logits [n, C] of inputs [n, ...]."""
+        ...
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """Gives numbers for the task's examples: a regressor."""
+
+    def predictions(self, examples: "Examples") -> "NDArray[np.float64]":
+        """Predictions [n, d], in the order given."""
+        ...
+
+
+@runtime_checkable
+class ExposesLayers(Protocol):
+    """Lets what its layers make of inputs be read."""
+
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers, from input to output; the last one gives the logits."""
+        ...
+
+    def activations(self, inputs: "NDArray[np.float32]", layer: str) -> "NDArray[np.float32]":
+        """One layer's output [n, d], flattened."""
+        ...
+
+
+@runtime_checkable
+class HoldsModule(Protocol):
+    """Is a torch network that can be copied and trained further, by an unlearning procedure for one."""
+
+    def module(self) -> "nn.Module":
+        """A copy of the network, in evaluation mode; whoever changes it changes nothing here."""
+        ...
+
+
+@runtime_checkable
+class ClassifiesMany(Protocol):
+    """Is a population of models that were made alike with different seeds."""
+
+    def member_logits(self, examples: "Examples") -> "NDArray[np.float64]":
+        """Logits [M, n, C] of every member."""
         ...
