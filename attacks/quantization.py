@@ -1,6 +1,7 @@
 """Quantization: does rounding the weights bring back what unlearning hid below the rounding step?"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -79,9 +80,7 @@ class Quantization(Attack):
         for name, attack in self._inner().items():
             try:
                 _refuse_unfit(attack, bench.capabilities)
-                own = Bench(
-                    bench.task, np.random.default_rng(seed), bench.capabilities, bench.open_original, folder=bench.folder
-                )
+                own = replace(bench, rng=np.random.default_rng(seed), open_calibration=None)
                 prepared[name] = attack.prepare(own).data
             except NotApplicable as reason:
                 notes.append(f"{name} not run on rounded weights: {reason}")

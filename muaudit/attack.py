@@ -16,19 +16,25 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, model_validator
 
+from muaudit.config import ModelConfig
 from muaudit.errors import ModelError, NotApplicable, UsageError
-from muaudit.results import AttackCard, Frozen, Transcript
+from muaudit.results import AttackCard, ClaimTest, Frozen, Transcript
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from muaudit.cohorts import Cohort, RecordedCohort
+    from muaudit.examples import LabelledTask
     from muaudit.models import Model
+    from muaudit.shadows import Trainer
     from muaudit.task import ForgetTask
 
 GROUP = "muaudit.attacks"
 """The entry-point group in which attacks are registered."""
 
 Access = Literal["text", "logits", "weights", "training"]
+
+_NOT_EXAMPLES = "this attack asks classifiers about labelled examples, and the task is of facts"
 
 
 class BudgetCurve(Frozen):
@@ -65,6 +71,7 @@ class Measurement(Frozen):
         heat_maps: Numbers by layer and unit, by name.
         transcripts: What was asked and answered, by unit.
         summaries: Numbers about the whole model, by name; they decide nothing.
+        claim: A claim about the model (such as an epsilon) that was tested here; judged beside the leakage.
         powerless: Why a low leakage would prove nothing here (the attack did not do its work); forbids `pass`.
         notes: What a reader must know, such as a supporting score that the model could not give.
     """
@@ -79,6 +86,7 @@ class Measurement(Frozen):
     heat_maps: dict[str, Layers] = {}
     transcripts: dict[str, Transcript] = {}
     summaries: dict[str, float] = {}
+    claim: ClaimTest | None = None
     powerless: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -120,12 +128,14 @@ class Measurement(Frozen):
 class Prepared(Frozen):
     """An attack's prepared state: plain data, made once, the same for every model.
 
-    An attack with `reads_original` also finds the way to the original here. It is no part of the data: the runner attaches it
-    after the state was read from the store, alike for every model.
+    An attack with `reads_original` also finds the way to the original here, and an attack on classifiers the task's examples,
+    which may be too large to be written down again. Neither is part of the data: the runner attaches them after the state was
+    read from the store, alike for every model.
     """
 
     data: dict[str, Any] = {}
     _open_original: "Callable[[], Model] | None" = PrivateAttr(default=None)
+    _examples: "LabelledTask | None" = PrivateAttr(default=None)
 
     def with_original(self, open_original: "Callable[[], Model] | None") -> Self:
         """The same state with a way to the original.
@@ -140,6 +150,30 @@ class Prepared(Frozen):
         copy._open_original = open_original
         return copy
 
+    def with_examples(self, examples: "LabelledTask | None") -> Self:
+        """The same state with the task's examples.
+
+        Args:
+            examples: The task, where it is one of labelled examples.
+
+        Returns:
+            A copy; its data, its digest and what is stored of it are the same.
+        """
+        copy = self.model_copy()
+        copy._examples = examples
+        return copy
+
+    @property
+    def examples(self) -> "LabelledTask":
+        """The task's examples.
+
+        Raises:
+            NotApplicable: The task is not of labelled examples.
+        """
+        if self._examples is None:
+            raise NotApplicable(_NOT_EXAMPLES)
+        return self._examples
+
     def open_original(self) -> "Model":
         """Opens the model before unlearning, in whose network an attack reads other models' states.
 
@@ -151,26 +185,107 @@ class Prepared(Frozen):
         return self._open_original()
 
 
+class Lineup(Frozen):
+    """The models that an attack on a procedure is measured on, instead of the audit's own.
+
+    Attributes:
+        target: What the vendor's procedure made.
+        references: Retrained without what that target was to forget.
+        original: The model that the procedure started from.
+        notes: What a reader must know of how they were made.
+    """
+
+    target: ModelConfig
+    references: tuple[ModelConfig, ...]
+    original: ModelConfig | None = None
+    notes: tuple[str, ...] = ()
+
+    def models(self) -> list[tuple[str, ModelConfig]]:
+        """All models with their roles: target, reference 1 ..., original."""
+        models: list[tuple[str, ModelConfig]] = [("target", self.target)]
+        models += [(f"reference {number}", model) for number, model in enumerate(self.references, start=1)]
+        return models if self.original is None else [*models, ("original", self.original)]
+
+
 @dataclass(frozen=True)
 class Bench:
     """What `prepare` may see: the task, the original and a reference for calibration; never a model that is compared.
 
     Attributes:
-        task: The forget, retain and holdout sets.
+        given: The forget, retain and holdout sets, of facts or of labelled examples.
         rng: Seeded from the plan and the attack's name.
         capabilities: Names of the capability protocols that every audited model has, so that an attack with several ways
             treats all models alike.
         open_original: Opens the model before unlearning; None where the audit has none.
         open_calibration: Opens the reference that is set aside for an attack that `calibrates`; None where there is none.
         folder: Where paths among an attack's parameters start from.
+        open_shadows: Gives the audit's shadow models, training them where they are not there yet; None without `[shadows]`.
+        open_trainer: Gives the way to train by the audit's recipe, and to unlearn by the vendor's procedure; None without
+            `[recipe]`.
+        made: Folder for models that an attack has made; whatever is written there is named by its content.
     """
 
-    task: "ForgetTask"
+    given: "ForgetTask | LabelledTask"
     rng: "np.random.Generator"
     capabilities: frozenset[str]
     open_original: "Callable[[], Model] | None" = None
     open_calibration: "Callable[[], Model] | None" = None
     folder: Path = Path()
+    open_shadows: "Callable[[], Cohort | RecordedCohort] | None" = None
+    open_trainer: "Callable[[], Trainer] | None" = None
+    made: Path = Path("made")
+
+    @property
+    def task(self) -> "ForgetTask":
+        """The task of facts.
+
+        Raises:
+            NotApplicable: The task is of labelled examples.
+        """
+        from muaudit.task import ForgetTask
+
+        if not isinstance(self.given, ForgetTask):
+            raise NotApplicable("this attack asks about facts, and the task is of labelled examples")
+        return self.given
+
+    @property
+    def examples(self) -> "LabelledTask":
+        """The task of labelled examples.
+
+        Raises:
+            NotApplicable: The task is of facts.
+        """
+        from muaudit.examples import LabelledTask
+
+        if not isinstance(self.given, LabelledTask):
+            raise NotApplicable(_NOT_EXAMPLES)
+        return self.given
+
+    def shadows(self) -> "Cohort | RecordedCohort":
+        """The audit's shadow models, each trained on a known half of the task's examples.
+
+        Raises:
+            NotApplicable: The audit has none.
+        """
+        if self.open_shadows is None:
+            raise NotApplicable("this attack needs shadow models: add [recipe] and [shadows] to audit.toml")
+        return self.open_shadows()
+
+    def trainer(self, *, procedure: bool = False) -> "Trainer":
+        """The way to train models by the audit's recipe.
+
+        Args:
+            procedure: Whether the vendor's unlearning procedure is needed too.
+
+        Raises:
+            NotApplicable: The audit has no recipe, or no procedure.
+        """
+        if self.open_trainer is None:
+            raise NotApplicable("this attack trains models of its own: add [recipe] to audit.toml")
+        trainer = self.open_trainer()
+        if procedure and trainer.procedure is None:
+            raise NotApplicable("this attack runs the vendor's unlearning procedure: add [procedure] to audit.toml")
+        return trainer
 
 
 class Attack(BaseModel, ABC):
@@ -217,6 +332,20 @@ class Attack(BaseModel, ABC):
         Raises:
             NotApplicable: The task lacks what the attack needs; the finding is then `skipped` with this reason.
         """
+
+    def lineup(self, bench: Bench, prepared: Prepared) -> Lineup | None:
+        """The models to measure, for an attack on a procedure rather than on one model.
+
+        It has the vendor's procedure and the training recipe make a target and its references; the rest of the way is the same.
+
+        Args:
+            bench: What `prepare` saw, with an `rng` of its own.
+            prepared: What `prepare` returned.
+
+        Returns:
+            The models; None (the default) for the audit's own target, references and original.
+        """
+        return None
 
     @abstractmethod
     def measure(self, model: "Model", prepared: Prepared, rng: "np.random.Generator") -> Measurement:

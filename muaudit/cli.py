@@ -106,13 +106,14 @@ def demo(out: Path, workers: int, full: bool, as_json: bool) -> None:
 
 @main.command()
 @click.option("--target", type=existing, required=True, help="Folder of the model under audit.")
-@click.option("--forget", type=existing, required=True, help="Forget set, JSON Lines.")
-@click.option("--retain", type=existing, help="Retain set, JSON Lines.")
-@click.option("--holdout", type=existing, help="Holdout set, JSON Lines.")
+@click.option("--kind", type=click.Choice(["causal_lm", "classifier"]), default="causal_lm", show_default=True)
+@click.option("--forget", type=existing, required=True, help="Forget set: JSON Lines of facts, or a file of labelled examples.")
+@click.option("--retain", type=existing, help="Retain set, likewise.")
+@click.option("--holdout", type=existing, help="Holdout set, likewise.")
 @click.option("--original", type=existing, help="Folder of the model before unlearning.")
 @click.option("--reference", "references", type=existing, multiple=True, help="Folder of a retrained model; repeat.")
 @click.option("--key", type=existing, help="The auditor's private key.")
-@click.option("--preset", help="A named set of attacks, such as language or muse; memorization and relearning by default.")
+@click.option("--preset", help="A named set of attacks: language, muse, classification; a few attacks by default.")
 @click.option("--out", type=anywhere, default=Path("audit.toml"), show_default=True, help="File to write.")
 @as_json
 @shown
@@ -167,6 +168,52 @@ def scan(audit: Path, key: Path | None, as_json: bool) -> None:
 
         table(report, console(), folder=folder, signed_with=key, model=base / report.target.path)
     sys.exit(EXIT_CODES[report.verdict])
+
+
+@main.command()
+@click.argument("audit", type=existing)
+@click.option("--count", type=click.IntRange(1), default=3, show_default=True, help="How many.")
+@click.option("--with-forget-set", is_flag=True, help="Train originals instead: on the forget set too.")
+@click.option("--out", type=anywhere, default=Path("references"), show_default=True, help="Folder for the models.")
+@as_json
+@shown
+def reference(audit: Path, count: int, with_forget_set: bool, out: Path, as_json: bool) -> None:
+    """Train references ahead of an audit, by the [recipe] of audit.toml: models that never saw the forget set.
+
+    Reads [task], [recipe] and [run] alone. An interrupted training goes on where it was.
+    """
+    from muaudit.ahead import train_references
+
+    with _progress() as progress:
+        made = train_references(audit, out, count, forget=with_forget_set, progress=progress)
+    if as_json:
+        put_json([one.model_dump(mode="json") for one in made])
+        return
+    for one in made:
+        click.echo(f"{one.path}  {one.digest[:16]}  trained on {one.examples} examples")
+    click.echo('next   name each in audit.toml: [[references]] kind = "classifier", path = ...')
+
+
+@main.command()
+@click.argument("audit", type=existing)
+@click.option("--count", type=click.IntRange(2), help="How many; as [shadows] says by default.")
+@click.option("--out", type=anywhere, default=Path("shadows"), show_default=True, help="Folder for the models.")
+@as_json
+@shown
+def shadow(audit: Path, count: int | None, out: Path, as_json: bool) -> None:
+    """Train shadow models ahead of an audit, by the [recipe] of audit.toml, each on a known half of all examples.
+
+    Reads [task], [recipe], [shadows] and [run] alone. An interrupted training goes on where it was.
+    """
+    from muaudit.ahead import train_shadows
+
+    with _progress() as progress:
+        made = train_shadows(audit, out, count, progress=progress)
+    if as_json:
+        put_json(made.model_dump(mode="json"))
+        return
+    click.echo(f"{made.path}  {made.digest[:16]}  {made.models} models, each trained on half of {made.examples} examples")
+    click.echo("next   name the folder in audit.toml: [shadows] path = ...")
 
 
 @main.command()
@@ -302,6 +349,12 @@ def doctor(as_json: bool) -> None:
         click.echo(f"{' ' if line.fine else '!'} {line.what:<22} {line.found}" + (f"   ({line.mend})" if line.mend else ""))
 
 
+_TESTBEDS = (
+    "small", "standard", "lineage", "corrupted",
+    "digits", "digits-cnn", "digits-resnet", "digits-class", "digits-groups", "tables", "regression", "canaries", "poisoned",
+)  # fmt: skip
+
+
 @main.group()
 def testbed() -> None:
     """Known-answer models: trained here, small, with a known truth."""
@@ -309,18 +362,20 @@ def testbed() -> None:
 
 @testbed.command("build")
 @click.option("--out", type=anywhere, default=Path("testbed"), show_default=True, help="Folder for data and models.")
-@click.option(
-    "--preset", type=click.Choice(["small", "standard", "lineage", "corrupted"]), default="standard", show_default=True
-)
+@click.option("--preset", type=click.Choice(_TESTBEDS), default="standard", show_default=True)
+@click.option("--model", "models", multiple=True, help="A model to build, such as original, reference-1 or scrub; repeat.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Trainings at a time.")
 @as_json
 @shown
-def testbed_build(out: Path, preset: str, workers: int, as_json: bool) -> None:
-    """Generate a small world, train an original, references and unlearned targets, and save them."""
+def testbed_build(out: Path, preset: str, models: tuple[str, ...], workers: int, as_json: bool) -> None:
+    """Generate a small world, train an original, references and unlearned targets, and save them.
+
+    The first four presets are of language models, the others of classifiers.
+    """
     from muaudit.demo import build_testbed
 
     with _progress() as progress:
-        paths = build_testbed(out, preset=preset, workers=workers, progress=progress)
+        paths = build_testbed(out, models, preset=preset, workers=workers, progress=progress)
     if as_json:
         put_json({name: str(path) for name, path in paths.items()})
         return

@@ -263,6 +263,32 @@ def _retention(card: AttackCard, panel: Panel, rule: _Rule) -> Finding:
     return _settled(finding, judged.verdict, mean=judged.verdict is Verdict.FAIL, clusters=False)
 
 
+def _claim(card: AttackCard, models: Mapping[str, Measurement], rule: _Rule) -> Finding | None:
+    """The finding on what is claimed of the target: refuted, not refuted, or not to be refuted by so few examples."""
+    claim = models["target"].claim
+    if claim is None:
+        return None
+    forget = [
+        cluster for cluster, kind in zip(models["target"].clusters, models["target"].sets, strict=True) if kind == "forget"
+    ]
+    flagged = [
+        role
+        for role, one in models.items()
+        if role.startswith("reference") and one.claim is not None and one.claim.p_value <= rule.tail
+    ]
+    verdict = Verdict.PASS
+    if flagged:
+        verdict = Verdict.INCONCLUSIVE
+    elif claim.p_value <= rule.tail:
+        verdict = Verdict.FAIL
+    elif claim.detectable <= claim.epsilon:
+        verdict = Verdict.INCONCLUSIVE
+    return Finding(
+        attack=card.name, measures="claim", verdict=verdict, reason=reasons.of_claim(claim, verdict, flagged),
+        units=len(forget), clusters=len(set(forget)), p_value=claim.p_value, claim=claim,
+    )  # fmt: skip
+
+
 def compare(
     card: AttackCard,
     target: Measurement,
@@ -283,7 +309,8 @@ def compare(
         seed: Seeds the bootstrap; the same numbers and seed give the same findings.
 
     Returns:
-        The leakage finding, and the retention finding when there are retain units. A `fail` is one attack's own: `conclude`
+        The leakage finding, the retention finding when there are retain units, and one on a claim that was tested. A `fail` is
+        one attack's own: `conclude`
         corrects for their number.
 
     Raises:
@@ -311,7 +338,8 @@ def compare(
     if "retain" in target.sets:
         retention = replace(leakage, margin=policy.retention_margin, two_sided=False)
         findings.append(_retention(card, Panel.of(np.flatnonzero(kinds == "retain"), target, references, original), retention))
-    return findings
+    claim = _claim(card, models, leakage)
+    return findings if claim is None else [*findings, claim]
 
 
 def unmeasured(attack: AttackCard | str, verdict: Verdict, reason: str) -> Finding:
@@ -335,12 +363,12 @@ class _Claim:
     """One claim of the battery: its p-value over its own error rate, infinite where it is not claimed."""
 
     finding: int
-    kind: Literal["mean", "clusters"]
+    kind: Literal["mean", "clusters", "claim"]
     level: float
 
 
 def _claims(findings: Sequence[Finding], policy: Policy) -> list[_Claim]:
-    """Every claim that could have been made, whether or not it was: two a leakage finding, one a retention finding."""
+    """Every claim that could have been made, whether or not it was: two a leakage finding, one any other."""
     claims = []
     for index, finding in enumerate(findings):
         failed = finding.verdict is Verdict.FAIL
@@ -354,6 +382,9 @@ def _claims(findings: Sequence[Finding], policy: Policy) -> list[_Claim]:
             claimed = failed and any(one.flagged for one in finding.worst_clusters.clusters)
             level = finding.worst_clusters.p_value / (1 - policy.cluster_confidence) if claimed else math.inf
             claims.append(_Claim(index, "clusters", level))
+        if finding.claim is not None:
+            level = finding.claim.p_value * 2 / (1 - policy.confidence) if failed else math.inf
+            claims.append(_Claim(index, "claim", level))
     return claims
 
 
@@ -364,7 +395,7 @@ def _corrected(findings: Sequence[Finding], policy: Policy) -> tuple[Finding, ..
     corrected = []
     for index, finding in enumerate(findings):
         kinds = {claim.kind for claim in survivors if claim.finding == index}
-        if finding.verdict is not Verdict.FAIL:
+        if finding.verdict is not Verdict.FAIL or "claim" in kinds:
             corrected.append(finding)
         elif kinds:
             reason = reasons.of_failure(finding, mean="mean" in kinds, clusters="clusters" in kinds)

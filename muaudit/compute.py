@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -89,22 +90,45 @@ def flushed_denormals() -> Iterator[None]:
         torch.set_flush_denormal(before)
 
 
-def spread(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], *, workers: int, backend: str) -> Iterator[Any]:
-    """Does independent jobs, in this process or in several.
+class Stopwatch:
+    """Seconds spent inside a model, with denormals flushed; a copy of the model shares its parent's."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Counts the time spent inside the block."""
+        start = time.perf_counter()
+        try:
+            with flushed_denormals():
+                yield
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+def spread(
+    work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], *, workers: int, backend: str, address: str | None = None
+) -> Iterator[Any]:
+    """Does independent jobs, in this process or in several, here or on a cluster.
 
     Args:
         work: What to do; picklable when workers > 1.
         jobs: Its arguments, one tuple a job.
-        workers: How many at a time.
-        backend: joblib's back end.
+        workers: How many at a time; 1 does all in this process, whatever the back end.
+        backend: joblib's back end: "loky", "ray" or "dask".
+        address: The Ray or Dask cluster's; without it, a cluster is started on this machine and ended afterwards.
 
     Yields:
         The results, in the order of the jobs, each as soon as it and all before it are done.
+
+    Raises:
+        EnvironmentFault: The back end is not installed, or no cluster answers at the address.
     """
     if workers == 1 or len(jobs) < 2:
         for job in jobs:
             yield work(*job)
         return
-    from joblib import Parallel, delayed
+    from muaudit.clusters import gather
 
-    yield from Parallel(n_jobs=workers, backend=backend, return_as="generator")(delayed(work)(*job) for job in jobs)
+    yield from gather(work, jobs, workers=workers, backend=backend, address=address)

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from muaudit.errors import UsageError
+from muaudit.example_files import Columns
+from muaudit.recipes import Procedure, PythonRecipe, SklearnRecipe, TorchRecipe
 from muaudit.results import Frozen
 from muaudit.task import DEFAULT_TEMPLATE
 
@@ -29,6 +31,23 @@ class RecordedTask(Frozen):
 
     kind: Literal["recorded"]
     cluster_size: Annotated[int, Field(ge=1)] = 1
+
+
+class ExamplesTask(Frozen):
+    """`[task]` of kind "classification" or "regression": files of labelled examples.
+
+    Attributes:
+        forget: npz, parquet or CSV file, image folder, or Hugging Face dataset on disk; likewise the other sets.
+        retain: Examples that the target is to keep.
+        holdout: Examples of the same kind that no model saw.
+        columns: What the parts of an example are called there.
+    """
+
+    kind: Literal["classification", "regression"]
+    forget: str
+    retain: str | None = None
+    holdout: str | None = None
+    columns: Columns = Columns()
 
 
 class CausalLMConfig(Frozen):
@@ -56,12 +75,37 @@ class GuardedConfig(Frozen):
     batch_size: Annotated[int, Field(ge=1)] = 64
 
 
+class ClassifierConfig(Frozen):
+    """A classifier, or a regressor: what lies at the path says of which make.
+
+    Attributes:
+        path: A folder with classifier.json and safetensors (as `muaudit reference` writes it), a Hugging Face
+            image-classification folder, safetensors weights for `factory`, a scikit-learn estimator (.skops), or an ONNX file.
+        factory: `file.py:function` or `module:function` that builds the network; it is run.
+        dtype: What a network is computed in.
+        batch_size: Inputs at a time.
+    """
+
+    kind: Literal["classifier", "regressor"]
+    path: str
+    factory: str | None = None
+    dtype: Literal["float32", "float64"] = "float32"
+    batch_size: Annotated[int, Field(ge=1)] = 512
+
+
+class PopulationConfig(Frozen):
+    """Many classifiers that were made alike with different seeds: a folder of stacks, or an npz of their logits."""
+
+    kind: Literal["population"]
+    path: str
+
+
 class RecordedConfig(Frozen):
-    """Per-item logs instead of weights."""
+    """Outputs instead of weights: per-item logs of a language model, or a classifier's logits (npz or parquet)."""
 
     kind: Literal["recorded"]
     path: str
-    format: Literal["tofu", "open_unlearning"]
+    format: Literal["tofu", "open_unlearning", "logits"]
 
 
 class EndpointConfig(Frozen):
@@ -144,11 +188,36 @@ class EndpointConfig(Frozen):
         return self
 
 
-TaskConfig = Annotated[FactsTask | RecordedTask, Field(discriminator="kind")]
-ModelConfig = Annotated[CausalLMConfig | GuardedConfig | RecordedConfig | EndpointConfig, Field(discriminator="kind")]
+TaskConfig = Annotated[FactsTask | RecordedTask | ExamplesTask, Field(discriminator="kind")]
+ModelConfig = Annotated[
+    CausalLMConfig | GuardedConfig | RecordedConfig | EndpointConfig | ClassifierConfig | PopulationConfig,
+    Field(discriminator="kind"),
+]
+RecipeConfig = Annotated[TorchRecipe | SklearnRecipe | PythonRecipe, Field(discriminator="kind")]
+
+_FITTING = {
+    "facts": ("causal_lm", "guarded", "endpoint"),
+    "recorded": ("recorded",),
+    "classification": ("classifier", "recorded", "population"),
+    "regression": ("regressor", "recorded"),
+}
+"""Kinds of models by kind of task."""
 
 WEIGHTLESS = ("recorded", "endpoint")
 """Kinds of models that are not computed here: they need neither torch nor a device."""
+
+
+class ShadowsConfig(Frozen):
+    """`[shadows]`: models that are trained by the recipe on random halves of the task's examples.
+
+    Attributes:
+        count: How many; every example is in exactly half of them.
+        path: A folder that `muaudit shadow` wrote, or an npz with logits [M, N, C], keep [M, N] and ids [N]; without it they
+            are trained when an attack needs them.
+    """
+
+    count: Annotated[int, Field(ge=2)] = 64
+    path: str | None = None
 
 
 class PolicyConfig(Frozen):
@@ -165,7 +234,9 @@ class RunConfig(Frozen):
         seed: Any text; every random draw of the audit comes from it.
         device: "auto", "cpu", "cuda", "cuda:1" ...
         threads: Threads a worker computes with; fixed, because it changes the last bits of sums.
-        backend: joblib's back end.
+        backend: joblib's back end: processes of this machine (loky), or a Ray or Dask cluster.
+        address: The cluster's, such as "auto" or "ray://head:10001", or "tcp://scheduler:8786"; a cluster of this machine alone
+            without it.
         workers: How many measurements run at a time.
         out: Folder of plan, report and envelope.
         store: Folder of results by content, which several audits may share; `store` in `out` by default.
@@ -174,7 +245,8 @@ class RunConfig(Frozen):
     seed: str = "2026"
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
-    backend: Literal["loky"] = "loky"
+    backend: Literal["loky", "ray", "dask"] = "loky"
+    address: str | None = None
     workers: Annotated[int, Field(ge=1)] = 1
     out: str = "audit"
     store: str | None = None
@@ -215,6 +287,9 @@ class AuditConfig(Frozen):
         preset: A named set of attacks; sections of `attacks` change its parameters or add to it.
         attacks: Parameters by section name; `attack = "relearning"` in a section gives a second entry of one attack.
         series: Earlier targets of a series; the last one is `target`.
+        recipe: How the auditor trains shadow models and references.
+        procedure: The vendor's unlearning procedure; it is run.
+        shadows: Shadow models.
     """
 
     task: TaskConfig
@@ -225,6 +300,9 @@ class AuditConfig(Frozen):
     preset: str | None = None
     attacks: dict[str, dict[str, Any]] = {}
     series: tuple[SeriesStep, ...] = ()
+    recipe: RecipeConfig | None = None
+    procedure: Procedure | None = None
+    shadows: ShadowsConfig | None = None
     run: RunConfig = RunConfig()
     signing: SigningConfig | None = None
 
@@ -238,16 +316,27 @@ class AuditConfig(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _one_kind(self) -> "AuditConfig":
-        kinds = {model.kind for _, model in self.models()}
-        if self.task.kind == "recorded" and kinds != {"recorded"}:
-            raise ValueError(
-                'task.kind = "recorded" needs every model to be recorded; give [task] kind = "facts" and its files'
-            )
-        if self.task.kind == "facts" and "recorded" in kinds:
-            raise ValueError(
-                'a recorded model brings its own items: use [task] kind = "recorded" and recorded models throughout'
-            )
+    def _fitting_kinds(self) -> "AuditConfig":
+        for role, model in self.models():
+            if model.kind not in _FITTING[self.task.kind]:
+                raise ValueError(
+                    f"the {role} is of kind {model.kind!r}, and a task of kind {self.task.kind!r} is for models of kind "
+                    f"{' or '.join(_FITTING[self.task.kind])}: change either; logs of language models bring their own items "
+                    'and use [task] kind = "recorded"'
+                )
+            if isinstance(model, RecordedConfig) and (model.format == "logits") == (self.task.kind == "recorded"):
+                raise ValueError(
+                    f'the {role} has format = "{model.format}"; logs of language models need [task] kind = "recorded", and '
+                    'logits of classifiers (format = "logits") need [task] kind = "classification" or "regression"'
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _trainable(self) -> "AuditConfig":
+        if self.recipe is None and self.procedure is not None:
+            raise ValueError("a procedure is tried on models that the auditor trains: add [recipe]")
+        if self.recipe is None and self.shadows is not None and self.shadows.path is None:
+            raise ValueError("shadow models are trained by a recipe: add [recipe], or give shadows.path")
         return self
 
     def models(self) -> list[tuple[str, "ModelConfig"]]:
@@ -257,6 +346,22 @@ class AuditConfig(Frozen):
         if self.original is not None:
             models.append(("original", self.original))
         return models
+
+
+class TrainingConfig(Frozen):
+    """The part of audit.toml that training ahead of the audit reads; there may be nothing to audit yet.
+
+    Attributes:
+        task: The examples.
+        recipe: How to train.
+        shadows: How many shadow models.
+        run: Seed, device and spread.
+    """
+
+    task: ExamplesTask
+    recipe: RecipeConfig
+    shadows: ShadowsConfig = ShadowsConfig()
+    run: RunConfig = RunConfig()
 
 
 def load(path: Path) -> AuditConfig:
@@ -271,15 +376,37 @@ def load(path: Path) -> AuditConfig:
     Raises:
         UsageError: The file cannot be used; the message names the key and the mend.
     """
+    return parse(_values(path), str(path))
+
+
+def load_training(path: Path) -> TrainingConfig:
+    """Reads the tables of audit.toml that training needs: `[task]`, `[recipe]`, `[shadows]` and `[run]`.
+
+    Args:
+        path: The file; its other tables are not looked at.
+
+    Returns:
+        The configuration; its paths are still relative to the file's folder.
+
+    Raises:
+        UsageError: The file cannot be used.
+    """
+    values = {name: table for name, table in _values(path).items() if name in TrainingConfig.model_fields}
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return TrainingConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {_fault(error)}") from error
+
+
+def _values(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); `muaudit init` writes one to start from") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not TOML: {error}") from error
-    return parse(values, str(path))
 
 
 def parse(values: dict[str, Any], name: str) -> AuditConfig:
@@ -306,7 +433,7 @@ def _fault(error: ValidationError) -> str:
     # A misspelt key is both unknown and missing; the first says more.
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     # pydantic puts the chosen kind into the path of a tagged union; the user did not write it there.
-    tag = {"task": 1, "target": 1, "original": 1, "references": 2}.get(str(next(iter(first["loc"]), "")))
+    tag = {"task": 1, "target": 1, "original": 1, "references": 2, "recipe": 1}.get(str(next(iter(first["loc"]), "")))
     path = [str(part) for place, part in enumerate(first["loc"]) if place != tag]
     key = ".".join(path) or "the file"
     if first["type"] == "missing":
@@ -325,10 +452,19 @@ def _keys(model: type[BaseModel]) -> set[str]:
     families: list[type[BaseModel]] = [
         FactsTask,
         RecordedTask,
+        ExamplesTask,
+        Columns,
         CausalLMConfig,
         GuardedConfig,
+        ClassifierConfig,
+        PopulationConfig,
         RecordedConfig,
         EndpointConfig,
+        TorchRecipe,
+        SklearnRecipe,
+        PythonRecipe,
+        Procedure,
+        ShadowsConfig,
         PolicyConfig,
         RunConfig,
         SeriesStep,

@@ -19,6 +19,14 @@ REFERENCES = ("reference-1", "reference-2", "reference-3")
 MODELS = ("original", *REFERENCES, HONEST, SUPPRESSED)
 """What the demo trains."""
 
+CLASSIFIERS = (
+    "digits", "digits-cnn", "digits-resnet", "digits-class", "digits-groups", "tables", "regression", "canaries", "poisoned",
+)  # fmt: skip
+"""Presets of `muaudit.testbed.classification.build`; the others are of language models."""
+
+CLASSIFIER_MODELS = ("original", *REFERENCES, HONEST, "fine-tune")
+"""What is trained of them, where nothing else is asked for."""
+
 FOURTH = "reference-4"
 """With the whole battery: some attacks set a reference aside, and two left would say little about the noise of training."""
 
@@ -27,7 +35,7 @@ _AUDITOR = "muaudit demo"
 
 def build_testbed(
     out: Path,
-    models: Sequence[str] = MODELS,
+    models: Sequence[str] = (),
     *,
     preset: str,
     workers: int,
@@ -37,16 +45,14 @@ def build_testbed(
 
     Args:
         out: Folder for data and models.
-        models: Their names, as `muaudit.testbed.build.wanted` reads them.
-        preset: A key of `muaudit.testbed.build.PRESETS`.
+        models: Their names, as `wanted` of the preset's testbed reads them; some of each kind by default.
+        preset: A key of `muaudit.testbed.build.PRESETS`, or of `CLASSIFIERS`.
         workers: Trainings at a time.
         progress: Told of every model.
 
     Returns:
         Paths of the task files and the models, by name.
     """
-    from muaudit.testbed.build import PRESETS, build
-
     done = 0
 
     def report(name: str, reused: bool) -> None:
@@ -55,7 +61,14 @@ def build_testbed(
         if progress is not None:
             progress(done, max(done, len(models)), f"{name} {'was there' if reused else 'trained'}")
 
-    return build(PRESETS[preset], out, models, jobs=workers, progress=report)
+    models = models or (CLASSIFIER_MODELS if preset in CLASSIFIERS else MODELS)
+    if preset in CLASSIFIERS:
+        from muaudit.testbed.classification import build as classification
+
+        return classification.build(classification.PRESETS[preset], out, models, jobs=workers, progress=report)
+    from muaudit.testbed import build as language
+
+    return language.build(language.PRESETS[preset], out, models, jobs=workers, progress=report)
 
 
 def write_audit(

@@ -19,6 +19,7 @@ from muaudit.results import (
     UnitResult,
     WorstClusters,
 )
+from muaudit.similarity import average_gap
 from muaudit.statistics import mean_gap
 from muaudit.worst_cluster import Maximum
 
@@ -27,8 +28,12 @@ FloatArray = NDArray[np.float64]
 SHOWN_CLUSTERS = 10
 SHOWN_UNITS = 8
 SHOWN_COLUMNS = 60
-FORGET_QUALITY = "truth_ratio"
-"""Scores whose name starts so get the two-sample test that TOFU publishes as forget quality (as its logarithm)."""
+DISTRIBUTIONS = ("truth_ratio", "absolute_error")
+"""Scores whose name starts so get a two-sample test: of truth ratios it is what TOFU publishes as forget quality (as its
+logarithm), of a regressor's errors it stands for accuracy."""
+
+UNLEARNING_TABLE = ("unlearning_accuracy", "retain_accuracy", "test_accuracy", "mia_efficacy")
+"""The summaries whose mean distance from retrained models is SalUn's average gap."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def scores(panel: Panel, confidence: float, *, forget: bool) -> tuple[ScoreResul
             continue
         target, references, original = panel.rows(name)
         estimate = mean_gap(target, references, panel.codes)
-        tests = enumerate(references, 1) if forget and name.startswith(FORGET_QUALITY) else ()
+        tests = enumerate(references, 1) if forget and name.startswith(DISTRIBUTIONS) else ()
         results.append(
             ScoreResult(
                 name=name,
@@ -173,14 +178,41 @@ def heat_maps(panel: Panel) -> tuple[HeatMap, ...]:
 
 
 def summaries(models: Mapping[str, Measurement]) -> dict[str, dict[str, float]]:
-    """Each model's summaries, by role; to those with MUSE's AUC, PrivLeak against the references' mean AUC is added."""
+    """Each model's summaries, by role, and what follows from setting them against the references'.
+
+    To those with MUSE's AUC, PrivLeak against the references' mean AUC is added; to those with SalUn's table, its average gap;
+    to those with absolute errors, the distance of their distribution over the forget set from the references'.
+    """
     shown = {role: dict(one.summaries) for role, one in models.items() if one.summaries}
-    retrained = [one["muse_auc"] for role, one in shown.items() if role.startswith("reference") and "muse_auc" in one]
-    if retrained and (mean := float(np.mean(retrained))) > 0:
+    retrained = {role: one for role, one in shown.items() if role.startswith("reference")}
+    aucs = [one["muse_auc"] for one in retrained.values() if "muse_auc" in one]
+    if aucs and (mean := float(np.mean(aucs))) > 0:
         for one in shown.values():
             if "muse_auc" in one:
                 one["muse_priv_leak"] = privacy_leakage(one["muse_auc"], mean)
+    table = [name for name in UNLEARNING_TABLE if retrained and all(name in one for one in shown.values())]
+    if table:
+        usual = {name: float(np.mean([one[name] for one in retrained.values()])) for name in table}
+        for one in shown.values():
+            one["average_gap"] = average_gap({name: one[name] for name in table}, usual)
+    for role, distance in _error_distances(models).items():
+        shown[role]["absolute_error_wasserstein"] = distance
     return shown
+
+
+def _error_distances(models: Mapping[str, Measurement]) -> dict[str, float]:
+    """Mean Wasserstein distance of each model's absolute errors on the forget set from the other references'."""
+    errors = {
+        role: [error for error, kind in zip(one.scores["absolute_error"], one.sets, strict=True) if kind == "forget"]
+        for role, one in models.items()
+        if "absolute_error" in one.scores and one.summaries
+    }
+    found = {}
+    for role, own in errors.items():
+        others = [other for name, other in errors.items() if name.startswith("reference") and name != role]
+        if others:
+            found[role] = float(np.mean([stats.wasserstein_distance(own, other) for other in others]))
+    return found
 
 
 def worst_units(panel: Panel, models: Mapping[str, Measurement], *, two_sided: bool) -> tuple[UnitResult, ...]:

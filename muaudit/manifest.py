@@ -85,6 +85,16 @@ def manifest_digest(files: Iterable[FileDigest]) -> str:
     return hashlib.sha256(manifest_bytes(files)).hexdigest()
 
 
+def content_digest(path: Path) -> str | None:
+    """A file's SHA-256, or a folder's manifest digest; None where it cannot be read, which whoever uses it then says."""
+    try:
+        if path.is_dir():
+            return manifest_digest(manifest(path))
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
 def _files(folder: Path) -> Iterator[Path]:
     with os.scandir(folder) as entries:
         for entry in entries:

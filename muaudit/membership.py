@@ -260,6 +260,24 @@ def epsilon_by_split(
     """
     inside, judged_inside = (np.asarray(half, dtype=np.float64) for half in members)
     outside, judged_outside = (np.asarray(half, dtype=np.float64) for half in non_members)
+    sign, threshold = sharpest_threshold(inside, outside, alpha=alpha, delta=delta)
+    right, wrong = (int((sign * half > threshold).sum()) for half in (judged_inside, judged_outside))
+    return epsilon_lower_bound(right, len(judged_inside), wrong, len(judged_outside), alpha=alpha, delta=delta)
+
+
+def sharpest_threshold(members: ArrayLike, non_members: ArrayLike, *, alpha: float, delta: float) -> tuple[float, float]:
+    """The direction and threshold that give the largest bound of epsilon on these scores; to be judged on others.
+
+    Args:
+        members: Scores [n].
+        non_members: Scores [m].
+        alpha: Error rate of each threshold's bound.
+        delta: The delta of the claim.
+
+    Returns:
+        Direction s, 1 or -1, and threshold t: who has s score > t is called a member.
+    """
+    inside, outside = (np.asarray(side, dtype=np.float64) for side in (members, non_members))
     best, sign, threshold = -1.0, 1.0, 0.0
     for direction in (1.0, -1.0):
         seen = np.unique(direction * np.concatenate([inside, outside]))
@@ -268,8 +286,7 @@ def epsilon_by_split(
         bounds = _epsilon(hits, len(inside), alarms, len(outside), alpha, delta)
         if bounds.max() > best:
             best, sign, threshold = float(bounds.max()), direction, float(cuts[bounds.argmax()])
-    right, wrong = (int((sign * half > threshold).sum()) for half in (judged_inside, judged_outside))
-    return epsilon_lower_bound(right, len(judged_inside), wrong, len(judged_outside), alpha=alpha, delta=delta)
+    return sign, threshold
 
 
 def one_run_epsilon(canaries: int, guesses: int, correct: int, *, delta: float = 0.0, alpha: float = 0.05) -> float:
@@ -289,15 +306,27 @@ def one_run_epsilon(canaries: int, guesses: int, correct: int, *, delta: float =
         The largest rejected epsilon, to 1e-9; 0 if none is.
     """
     low, high = 0.0, 64.0
-    if _one_run_p_value(low, canaries, guesses, correct, delta) >= alpha:
+    if one_run_p_value(low, canaries, guesses, correct, delta) >= alpha:
         return 0.0
     while high - low > 1e-9:
         middle = (low + high) / 2
-        low, high = (middle, high) if _one_run_p_value(middle, canaries, guesses, correct, delta) < alpha else (low, middle)
+        low, high = (middle, high) if one_run_p_value(middle, canaries, guesses, correct, delta) < alpha else (low, middle)
     return low
 
 
-def _one_run_p_value(epsilon: float, canaries: int, guesses: int, correct: int, delta: float) -> float:
+def one_run_p_value(epsilon: float, canaries: int, guesses: int, correct: int, delta: float) -> float:
+    """p-value of an epsilon from one training: the bound of theorem 5.2 that `one_run_epsilon` inverts.
+
+    Args:
+        epsilon: The claim, 0 or more.
+        canaries: As with `one_run_epsilon`, like all that follows.
+        guesses: How many.
+        correct: How many of them were right.
+        delta: The delta of the claim.
+
+    Returns:
+        Probability of so many right guesses under the claim, at most.
+    """
     right = 1 / (1 + math.exp(-epsilon))
     at_least = stats.binom.sf(np.arange(correct, -1, -1) - 1, guesses, right)  # P[Bin >= v - i] for i = 0..v
     tail = float(at_least[0])

@@ -12,17 +12,22 @@ import rfc8785
 from pydantic import ValidationError
 
 from muaudit import attack as attacks
-from muaudit import config, policy, preset, series, store
+from muaudit import config, policy, preset, series, store, vendor
 from muaudit.compute import resolve_device
-from muaudit.config import AuditConfig, EndpointConfig, RecordedConfig
+from muaudit.config import AuditConfig, ClassifierConfig, EndpointConfig, ExamplesTask, RecordedConfig
 from muaudit.errors import UsageError
+from muaudit.examples import LabelledTask
 from muaudit.manifest import manifest, manifest_digest
 from muaudit.policy import Policy
-from muaudit.results import DataRecord, FileDigest, Frozen, ModelRecord
+from muaudit.recipes import PythonRecipe
+from muaudit.results import CodeRecord, DataRecord, FileDigest, Frozen, ModelRecord
 from muaudit.task import ForgetTask
 from muaudit.version import VERSION
 
-LIBRARIES = ("numpy", "scipy", "torch", "transformers", "tokenizers", "peft", "rouge-score", "opacus", "scikit-learn")
+LIBRARIES = (
+    "numpy", "scipy", "torch", "transformers", "tokenizers", "peft", "rouge-score", "opacus", "scikit-learn", "skops",
+    "onnxruntime", "adversarial-robustness-toolbox",
+)  # fmt: skip
 """Libraries whose version can change a measurement."""
 
 
@@ -49,6 +54,8 @@ class Plan(Frozen):
         models: Digests of every model, by role.
         data: Digests of the task files.
         task_digest: Digest of all that is asked.
+        code: Code from outside that the audit runs, by what it is for.
+        shadows: Digest of the shadow models that were trained ahead, where `[shadows]` names them.
         versions: Versions of the libraries that can change a measurement.
         steps: The plans of the series' earlier steps, in order.
     """
@@ -63,6 +70,8 @@ class Plan(Frozen):
     data: tuple[DataRecord, ...]
     task_digest: str
     versions: dict[str, str]
+    code: tuple[CodeRecord, ...] = ()
+    shadows: str | None = None
     steps: tuple["PlannedStep", ...] = ()
 
     @classmethod
@@ -135,6 +144,8 @@ def make(settings: AuditConfig, base: Path) -> Plan:
         data=task.records,
         task_digest=task.digest,
         versions=dict(_versions()),
+        code=tuple(_code_records(settings, base)),
+        shadows=_shadows_digest(settings, base),
         steps=tuple(PlannedStep(name=name, plan=make(step, base)) for name, step in series.earlier(settings)),
     )
 
@@ -186,7 +197,7 @@ def _changed(old: ModelRecord, new: ModelRecord) -> str:
     return f"{old.path} changed"
 
 
-def open_task(settings: AuditConfig, base: Path) -> ForgetTask:
+def open_task(settings: AuditConfig, base: Path) -> ForgetTask | LabelledTask:
     """Reads the task that a configuration names.
 
     Raises:
@@ -196,14 +207,35 @@ def open_task(settings: AuditConfig, base: Path) -> ForgetTask:
         from muaudit.models.recorded import Recorded
 
         target = settings.target
-        assert isinstance(target, RecordedConfig)  # noqa: S101 - AuditConfig refuses any other combination
+        assert isinstance(target, RecordedConfig) and target.format != "logits"  # noqa: S101, PT018 - AuditConfig sees to it
         return Recorded.open(base / target.path, target.format).task(settings.task.cluster_size)
+    if isinstance(settings.task, ExamplesTask):
+        return open_examples(settings.task, base)
     names = [name for name in (settings.task.forget, settings.task.retain, settings.task.holdout) if name is not None]
     return ForgetTask.from_jsonl(
         forget=base / settings.task.forget,
         retain=None if settings.task.retain is None else base / settings.task.retain,
         holdout=None if settings.task.holdout is None else base / settings.task.holdout,
         template=settings.task.template,
+        names=names,
+    )
+
+
+def open_examples(task: ExamplesTask, base: Path) -> LabelledTask:
+    """Reads a task of labelled examples.
+
+    Raises:
+        UsageError: Its files cannot be used.
+    """
+    from muaudit.example_files import read_task
+
+    names = [name for name in (task.forget, task.retain, task.holdout) if name is not None]
+    return read_task(
+        base / task.forget,
+        None if task.retain is None else base / task.retain,
+        None if task.holdout is None else base / task.holdout,
+        columns=task.columns,
+        outputs="classes" if task.kind == "classification" else "numbers",
         names=names,
     )
 
@@ -223,6 +255,27 @@ def _record(role: str, kind: str, path: str, base: Path) -> ModelRecord:
         raise UsageError(f"{role}: {path}: no such file or folder; check `path` (relative to the folder of audit.toml)")
     files = manifest(base / path)
     return ModelRecord(role=role, kind=kind, path=path, digest=manifest_digest(files), files=files)
+
+
+def _code_records(settings: AuditConfig, base: Path) -> Iterator[CodeRecord]:
+    """What the audit runs of other people's code: the report names it."""
+    functions = {
+        "recipe": settings.recipe.function if isinstance(settings.recipe, PythonRecipe) else None,
+        "procedure": None if settings.procedure is None else settings.procedure.function,
+    }
+    for role, model in settings.models():
+        functions[f"{role} factory"] = model.factory if isinstance(model, ClassifierConfig) else None
+    for role, function in functions.items():
+        if function is not None:
+            yield CodeRecord(role=role, function=function, sha256=vendor.code_digest(vendor.files(function, base)))
+
+
+def _shadows_digest(settings: AuditConfig, base: Path) -> str | None:
+    if settings.shadows is None or settings.shadows.path is None:
+        return None
+    if not (base / settings.shadows.path).exists():
+        raise UsageError(f"shadows.path {settings.shadows.path!r}: no such file or folder; `muaudit shadow` writes one")
+    return manifest_digest(manifest(base / settings.shadows.path))
 
 
 def _endpoint_record(role: str, model: EndpointConfig) -> ModelRecord:

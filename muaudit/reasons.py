@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from muaudit.results import ClusterResult, Finding, Verdict
+from muaudit.results import ClaimTest, ClusterResult, Finding, Verdict
 
 NAMED = 3
 """Clusters and findings that a sentence names before it counts the rest."""
@@ -82,6 +82,20 @@ def of_blind_attack(flagged_references: Sequence[str], *, blind: bool) -> str:
         return "this attack does not find the forget set in the original, which certainly knows it, so its answer means nothing"
     verb = "was" if len(flagged_references) == 1 else "were"
     return f"{listed(flagged_references)}, which never saw the forget set, {verb} flagged too, so a flag means nothing here"
+
+
+def of_claim(claim: ClaimTest, verdict: Verdict, flagged_references: Sequence[str]) -> str:
+    """What became of a claim about the target."""
+    told = f"an epsilon of {claim.epsilon:.2f} ({claim.source}; {claim.game})"
+    if flagged_references:
+        verb = "refutes" if len(flagged_references) == 1 else "refute"
+        return f"{listed(flagged_references)}, to which it does not apply, {verb} it too, so a refutation means nothing here"
+    if verdict is Verdict.FAIL:
+        return f"{told} is claimed, and at least {claim.lower_bound:.2f} was shown at {claim.confidence:.1%} confidence"
+    if verdict is Verdict.INCONCLUSIVE:
+        return f"{told} is claimed, and so few examples could not show more than {claim.detectable:.2f}: give more of them"
+    shown = f"{claim.lower_bound:.2f} was shown, and up to {claim.detectable:.2f} could have been"
+    return f"{told} is claimed and not refuted: {shown}"
 
 
 def of_chance(claims: int) -> str:

@@ -164,6 +164,31 @@ class Controls(Frozen):
     negative: tuple[Control, ...]
 
 
+class ClaimTest(Frozen):
+    """A lower bound of epsilon that one model showed, set against what is claimed of it.
+
+    Attributes:
+        game: Whose privacy the claim is about, in words: an example's in training, or a forgotten example's after unlearning.
+        source: Where the claim comes from, such as "stated by the vendor".
+        epsilon: The claimed upper bound.
+        delta: The claimed delta.
+        lower_bound: What the attack showed, at `confidence`; 0 or more.
+        confidence: Level of the lower bound.
+        p_value: Of the hypothesis that the claim holds.
+        detectable: The lower bound that a perfect attack would have shown with as many examples: a claim above it cannot be
+            refuted here.
+    """
+
+    game: str
+    source: str
+    epsilon: float
+    delta: float
+    lower_bound: float
+    confidence: float
+    p_value: float
+    detectable: float
+
+
 class RelativeTest(Frozen):
     """Is the target nearer to the references than to the original? Never turns a `fail` into a `pass`.
 
@@ -181,7 +206,7 @@ class Finding(Frozen):
 
     Attributes:
         attack: The attack's name in the plan.
-        measures: `leakage` of the forget set, or `retention` of the retain set (collateral damage).
+        measures: `leakage` of the forget set, `retention` of the retain set (collateral damage), or a `claim` about the target.
         verdict: What is decided.
         reason: Why, in one sentence for a reader who knows no statistics.
         gap: Mean over units of target leakage minus mean reference leakage, in [-1, 1].
@@ -195,10 +220,11 @@ class Finding(Frozen):
         recovered_share: (target - reference) / (original - reference); None without an original that leaks.
         smallest_detectable_gap: The smallest true gap that this design would have failed with probability 0.8.
         needed_units: With `inconclusive`: about how many units would have settled it.
+        claim: With `claim`: what was claimed and what was shown; `p_value` is its p-value.
     """
 
     attack: str
-    measures: Literal["leakage", "retention"]
+    measures: Literal["leakage", "retention", "claim"]
     verdict: Verdict
     reason: str
     sided: Literal["one", "two"] = "one"
@@ -217,6 +243,7 @@ class Finding(Frozen):
     recovered_share: float | None = None
     smallest_detectable_gap: float | None = None
     needed_units: int | None = None
+    claim: ClaimTest | None = None
     relative: RelativeTest | None = None
     worst_clusters: WorstClusters | None = None
     controls: Controls | None = None
@@ -269,6 +296,20 @@ class DataRecord(Frozen):
     sha256: str
     units: int
     clusters: int
+
+
+class CodeRecord(Frozen):
+    """Code from outside muaudit that the audit ran.
+
+    Attributes:
+        role: What it is for, such as "procedure" or "target factory".
+        function: `file.py:function` or `module:function`, as the configuration names it.
+        sha256: Digest of the file that holds the function.
+    """
+
+    role: str
+    function: str
+    sha256: str
 
 
 class Usage(Frozen):
@@ -352,6 +393,7 @@ class AuditReport(Frozen):
     limits: tuple[str, ...]
     run: RunRecord
     series: tuple[Curve, ...] = ()
+    code: tuple[CodeRecord, ...] = ()
 
     @property
     def target(self) -> ModelRecord:

@@ -1,9 +1,8 @@
 """Runs an audit: plan, prepare, measure, compare, report."""
 
-import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -14,29 +13,19 @@ import numpy as np
 
 from muaudit import attack as attacks
 from muaudit import compute, plan, series, store
-from muaudit.attack import Attack, Bench, Measurement, Prepared
+from muaudit.attack import Attack, Lineup, Measurement, Prepared
 from muaudit.compare import compare, conclude, unmeasured
-from muaudit.config import WEIGHTLESS, AuditConfig, ModelConfig
+from muaudit.config import WEIGHTLESS, AuditConfig, ExamplesTask, ModelConfig
 from muaudit.errors import EnvironmentFault, MuauditError, NotApplicable, ServerFault
-from muaudit.manifest import manifest, manifest_digest
-from muaudit.models import (
-    ExposesWeights,
-    Finetunes,
-    GeneratesText,
-    Model,
-    Quantizes,
-    ReportsUtility,
-    ScoresText,
-    ScoresTokens,
-)
+from muaudit.examples import LabelledTask
+from muaudit.manifest import content_digest, manifest, manifest_digest
+from muaudit.models import Model
 from muaudit.models.meter import Books
+from muaudit.opening import open_model
 from muaudit.plan import Plan, PlannedAttack
 from muaudit.results import AttackCard, AuditReport, DataRecord, Finding, ModelRecord, RunRecord, Verdict
 from muaudit.store import Store
-
-CAPABILITIES: tuple[type, ...] = (
-    ScoresText, GeneratesText, ScoresTokens, Finetunes, ExposesWeights, Quantizes, ReportsUtility,
-)  # fmt: skip
+from muaudit.workbench import Workbench
 
 Recorded = TypeVar("Recorded", ModelRecord, DataRecord)
 
@@ -48,6 +37,27 @@ LIMITS = (
     "stated margins. It is not a proof of erasure: another attack, a longer one, or another form of the facts may find more.",
     "The references are taken to be honest retrains without the forget set; who made them is a matter of trust.",
 )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attack on one model.
+
+    Attributes:
+        entry: The attack.
+        prepared: Its prepared state.
+        prepared_digest: Digest of that state, which every model's key shares.
+        role: The model's role; the attack never learns it.
+        config: The model.
+        digests: Digests of its folder and of its base's, if it is an adapter.
+    """
+
+    entry: PlannedAttack
+    prepared: Prepared
+    prepared_digest: str
+    role: str
+    config: ModelConfig
+    digests: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,7 @@ def run(frozen: Plan, base: Path, *, progress: Progress | None = None) -> AuditR
         limits=(*LIMITS, *_limits(frozen)),
         run=_record(frozen, list(works.values()), started, time.perf_counter() - clock, books),
         series=series.curves(found),
+        code=frozen.code,
     )
     store.write_atomically(plan.out_folder(frozen.config, base) / "report.json", report.canonical())
     return report
@@ -163,68 +174,93 @@ class _Run:
         self.store = Store(plan.store_folder(frozen.config, base))
         self.store.sweep()
         self.models = dict(frozen.config.models())
+        self.bench = Workbench(frozen, base, progress)
         self.computed = self.reused = 0
         self.model_seconds = 0.0
 
     def findings(self) -> list[Finding]:
         """Prepares, measures and compares every planned attack; what cannot be done becomes a row that says so."""
-        ready: dict[str, tuple[PlannedAttack, Prepared]] = {}
+        ready: dict[str, tuple[PlannedAttack, Prepared, Lineup | None]] = {}
         rows: dict[str, list[Finding]] = {}
         for entry in self.plan.attacks:
             try:
-                ready[entry.name] = entry, self._prepare(entry)
+                prepared = self._prepare(entry)
+                ready[entry.name] = entry, prepared, self._lineup(entry, prepared)
             except ServerFault:
                 raise
             except NotApplicable as skip:
                 rows[entry.name] = [unmeasured(entry.name, Verdict.SKIPPED, str(skip))]
             except Exception as error:  # noqa: BLE001 - one attack's fault must not lose the others
                 rows[entry.name] = [unmeasured(entry.name, Verdict.ERROR, _told(error))]
-        outcomes = self._measure(ready)
-        for name, (entry, _) in ready.items():
-            rows[name] = self._compare(entry, {outcome.role: outcome for outcome in outcomes if outcome.name == name})
+        outcomes = self._measure([job for known in ready.values() for job in self._jobs(*known)])
+        for name, (entry, _, lineup) in ready.items():
+            found = {outcome.role: outcome for outcome in outcomes if outcome.name == name}
+            rows[name] = self._compare(entry, found, () if lineup is None else lineup.notes)
         return [finding for entry in self.plan.attacks for finding in rows[entry.name]]
 
     def _prepare(self, entry: PlannedAttack) -> Prepared:
         attack, spare = _attack(entry), self._spare(entry)
-        families = {role: family(model) for role, model in self.models.items()}
-        for role, kind in families.items():
-            if role != "original" and (missing := attack.missing(kind)):
-                raise NotApplicable(
-                    f"the {role} is of kind {self.models[role].kind!r}, which lacks what this attack needs: "
-                    + ", ".join(missing)
-                )
-        common = frozenset(need.__name__ for need in CAPABILITIES if all(issubclass(kind, need) for kind in families.values()))
-        key = store.key_of(
-            what="prepared", attack=entry.model_dump(mode="json"), task=self.plan.task_digest, seed=self.plan.config.run.seed,
-            original=next((record.digest for record in self.plan.models if record.role == "original"), None),
-            capabilities=sorted(common), tool=self.plan.tool, versions=self.plan.versions,
-            calibration=_digests(self.plan, spare), files=[_sha256(self.base / path) for path in attack.files()],
+        if not _has_lineup(attack):
+            self._refuse_unfit(attack, self.models)
+        key = self._key(
+            entry, what="prepared", calibration=_digests(self.plan, spare),
+            files=[content_digest(self.base / path) for path in attack.files()],
         )  # fmt: skip
         if (stored := self.store.get(key, Prepared)) is not None:
             return stored
-        original, folder, device = self.models.get("original"), self.store.folder, self.plan.config.run.device
-        bench = Bench(
-            task=plan.open_task(self.plan.config, self.base),
-            rng=np.random.default_rng(compute.seed_of(self.plan.config.run.seed, entry.name, "prepare")),
-            capabilities=common,
-            open_original=None if original is None else lambda: open_model(original, self.base, device, folder),
-            open_calibration=None if spare is None else lambda: open_model(self.models[spare], self.base, device, folder),
-            folder=self.base,
-        )
-        self.store.put(key, attack.prepare(bench))
+        self.store.put(key, attack.prepare(self.bench.of(entry.name, "prepare", spare)))
         return cast("Prepared", self.store.get(key, Prepared))  # as every later run will read it
 
-    def _measure(self, ready: dict[str, tuple[PlannedAttack, Prepared]]) -> list[Outcome]:
-        digests = {entry.name: prepared.content_digest() for entry, prepared in ready.values()}
-        jobs = [
-            (self.plan, self.base, role, entry, prepared, digests[entry.name])
-            for role, model in self.models.items()
-            for entry, prepared in ready.values()
-            if not _attack(entry).missing(family(model)) and role != self._spare(entry)
-        ]
+    def _lineup(self, entry: PlannedAttack, prepared: Prepared) -> Lineup | None:
+        """The models that an attack on a procedure is measured on; None for the audit's own."""
+        attack = _attack(entry)
+        if not _has_lineup(attack):
+            return None
+        key = self._key(entry, what="lineup", prepared=prepared.content_digest())
+        stored = self.store.get(key, Lineup)
+        if stored is None or not all((self.base / _path(model)).exists() for _, model in stored.models()):
+            made = attack.lineup(self.bench.of(entry.name, "lineup", None), prepared)
+            if made is None:
+                self._refuse_unfit(attack, self.models)
+                return None
+            self.store.put(key, made)
+            stored = cast("Lineup", self.store.get(key, Lineup))
+        self._refuse_unfit(attack, dict(stored.models()))
+        return stored
+
+    def _key(self, entry: PlannedAttack, **parts: object) -> str:
+        """A key over all that what is prepared for an attack can depend on."""
+        trained = self.plan.config.model_dump(mode="json", include={"recipe", "procedure", "shadows"})
+        return store.key_of(
+            attack=entry.model_dump(mode="json"), task=self.plan.task_digest, seed=self.plan.config.run.seed,
+            original=next((record.digest for record in self.plan.models if record.role == "original"), None),
+            capabilities=sorted(self.bench.capabilities), tool=self.plan.tool, versions=self.plan.versions,
+            trained=trained, code=[one.sha256 for one in self.plan.code], shadows=self.plan.shadows, **parts,
+        )  # fmt: skip
+
+    def _refuse_unfit(self, attack: Attack, models: Mapping[str, ModelConfig]) -> None:
+        for role, model in models.items():
+            if role != "original" and (missing := attack.missing(self.bench.family(model))):
+                raise NotApplicable(
+                    f"the {role} is of kind {model.kind!r}, which lacks what this attack needs: {', '.join(missing)}"
+                )
+
+    def _jobs(self, entry: PlannedAttack, prepared: Prepared, lineup: Lineup | None) -> Iterator[Job]:
+        digest, attack = prepared.content_digest(), _attack(entry)
+        for role, model in self.models.items() if lineup is None else lineup.models():
+            if attack.missing(self.bench.family(model)) or (lineup is None and role == self._spare(entry)):
+                continue
+            digests = _digests(self.plan, role) if lineup is None else [manifest_digest(manifest(self.base / _path(model)))]
+            yield Job(entry, prepared, digest, role, model, tuple(digests))
+
+    def _measure(self, jobs: list[Job]) -> list[Outcome]:
+        # The attacks on one model follow each other, so that it is opened once.
+        roles = [*self.models]
+        jobs = sorted(jobs, key=lambda job: roles.index(job.role) if job.config == self.models.get(job.role) else len(roles))
         run = self.plan.config.run
         outcomes = []
-        for outcome in compute.spread(measure, jobs, workers=run.workers, backend=run.backend):
+        work = [(self.plan, self.base, job) for job in jobs]
+        for outcome in compute.spread(measure, work, workers=run.workers, backend=run.backend, address=run.address):
             outcomes.append(outcome)
             self.computed += outcome.computed
             self.reused += not outcome.computed and outcome.error is None
@@ -237,7 +273,7 @@ class _Run:
         references = [role for role in self.models if role.startswith("reference")]
         return references[-1] if _attack(entry).calibrates and len(references) > 1 else None
 
-    def _compare(self, entry: PlannedAttack, outcomes: dict[str, Outcome]) -> list[Finding]:
+    def _compare(self, entry: PlannedAttack, outcomes: dict[str, Outcome], notes: tuple[str, ...]) -> list[Finding]:
         if skipped := [f"the {one.role}: {one.error}" for one in outcomes.values() if one.skipped and one.role != "original"]:
             return [unmeasured(entry.name, Verdict.SKIPPED, skipped[0])]
         if failed := [f"{outcome.role}: {outcome.error}" for outcome in outcomes.values() if outcome.error]:
@@ -252,22 +288,20 @@ class _Run:
                 self.plan.policy,
                 seed=compute.seed_of(self.plan.config.run.seed, entry.name, "compare"),
             )
-            note = () if (spare := self._spare(entry)) is None else (f"{spare} calibrates this attack and is not compared",)
-            return [finding.model_copy(update={"notes": (*finding.notes, *note)}) for finding in findings]
+            if (spare := self._spare(entry)) is not None:
+                notes = (*notes, f"{spare} calibrates this attack and is not compared")
+            return [finding.model_copy(update={"notes": (*finding.notes, *notes)}) for finding in findings]
         except Exception as error:  # noqa: BLE001 - one attack's fault must not lose the others
             return [unmeasured(entry.name, Verdict.ERROR, _told(error))]
 
 
-def measure(frozen: Plan, base: Path, role: str, entry: PlannedAttack, prepared: Prepared, prepared_digest: str) -> Outcome:
+def measure(frozen: Plan, base: Path, job: Job) -> Outcome:
     """Measures one attack on one model, unless it is stored already.
 
     Args:
         frozen: The plan.
         base: The folder that its paths start from.
-        role: The model's role; the attack never learns it.
-        entry: The attack.
-        prepared: Its prepared state.
-        prepared_digest: Digest of that state, which every model's key shares.
+        job: What to measure on which model.
 
     Returns:
         Where the measurement is stored, or why there is none.
@@ -277,25 +311,28 @@ def measure(frozen: Plan, base: Path, role: str, entry: PlannedAttack, prepared:
         EnvironmentFault: There is not enough memory.
         ServerFault: The endpoint fails for good; every other measurement of it would too.
     """
-    run, config = frozen.config.run, dict(frozen.config.models())[role]
+    run, config, entry, prepared, role = frozen.config.run, job.config, job.entry, job.prepared, job.role
     kept = Store(plan.store_folder(frozen.config, base))
-    digests = _digests(frozen, role)
     original = dict(frozen.config.models()).get("original") if _attack(entry).reads_original else None
+    task = frozen.config.task
     key = store.key_of(
-        what="measurement", attack=entry.attack, version=entry.version, parameters=entry.parameters, model=digests,
+        what="measurement", attack=entry.attack, version=entry.version, parameters=entry.parameters, model=job.digests,
         options={} if config.kind == "endpoint" else config.model_dump(mode="json", exclude={"path", "base"}),
-        prepared=prepared_digest,
+        prepared=job.prepared_digest, task=frozen.task_digest if isinstance(task, ExamplesTask) else None,
+        code=[one.sha256 for one in frozen.code],
         seed=run.seed, device=run.device, threads=run.threads, tool=frozen.tool, versions=frozen.versions,
         original=None if original is None else [_digests(frozen, "original"), original.model_dump(mode="json")],
     )  # fmt: skip
     if kept.get(key, Measurement) is not None:
         return Outcome(entry.name, role, key, None, computed=False, model_seconds=0.0)
     # Without every model there is no audit, so a fault here ends it.
-    model = _opened(config, base, run.device, kept.folder, tuple(digests))
+    model = _opened(config, base, run.device, kept.folder, job.digests, frozen.config.task.kind == "regression")
     before = model.model_seconds
     try:
         rng = np.random.default_rng(compute.seed_of(run.seed, entry.attack, "measure"))
         with compute.settled(run.threads, torch_used=config.kind not in WEIGHTLESS):
+            if isinstance(task, ExamplesTask):
+                prepared = prepared.with_examples(_examples(task, base, frozen.task_digest))
             if original is not None:
                 where = (original, base, run.device, kept.folder, tuple(_digests(frozen, "original")))
                 prepared = prepared.with_original(lambda: _beside(*where))
@@ -320,81 +357,25 @@ def _digests(frozen: Plan, role: str | None) -> list[str]:
     return [record.digest for record in frozen.models if role is not None and record.role in (role, f"{role} base")]
 
 
-def _sha256(path: Path) -> str | None:
-    """A file's or a model folder's digest; None where it cannot be read, which the attack itself then says."""
-    try:
-        if path.is_dir():
-            return manifest_digest(manifest(path))
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return None
+def _path(config: ModelConfig) -> str:
+    assert config.kind != "endpoint"  # noqa: S101 - no procedure makes an endpoint
+    return config.path
 
 
-def family(config: ModelConfig) -> type:
-    """The class of a configured model's family."""
-    if config.kind == "endpoint":
-        from muaudit.models.endpoint import Endpoint, ScoringEndpoint
-
-        return ScoringEndpoint if config.logprobs else Endpoint
-    if config.kind == "recorded":
-        from muaudit.models.recorded import Recorded
-
-        return Recorded
-    if config.kind == "guarded":
-        from muaudit.models.guarded import Guarded
-
-        return Guarded
-    from muaudit.models.causal_lm import CausalLM
-
-    return CausalLM
-
-
-def open_model(config: ModelConfig, base: Path, device: str, kept: Path) -> Model:
-    """Opens a configured model.
-
-    Args:
-        config: The model's table in audit.toml.
-        base: The folder that its paths start from.
-        device: A torch device name.
-        kept: The audit's store, where an endpoint's answers go.
-
-    Returns:
-        The model.
-
-    Raises:
-        ModelError: It cannot be opened safely.
-        EnvironmentFault: The family's extra is not installed, or an endpoint's key is not in the environment.
-    """
-    if config.kind == "endpoint":
-        from muaudit.models.endpoint import Endpoint, ScoringEndpoint
-
-        return (ScoringEndpoint if config.logprobs else Endpoint).open(config, kept)
-    if config.kind == "recorded":
-        from muaudit.models.recorded import Recorded
-
-        return Recorded.open(base / config.path, config.format)
-    if config.kind == "guarded":
-        from muaudit.models.guarded import Guarded
-
-        return Guarded.open(
-            base / config.path, dtype=config.dtype, device=device, device_map=config.device_map, batch_size=config.batch_size
-        )
-    from muaudit.models.causal_lm import CausalLM
-
-    return CausalLM.open(
-        base / config.path,
-        base=None if config.base is None else base / config.base,
-        dtype=config.dtype,
-        device=device,
-        device_map=config.device_map,
-        batch_size=config.batch_size,
-    )
+def _has_lineup(attack: Attack) -> bool:
+    return type(attack).lineup is not Attack.lineup
 
 
 @lru_cache(maxsize=1)
-def _opened(config: ModelConfig, base: Path, device: str, kept: Path, digests: tuple[str, ...]) -> Model:
+def _opened(config: ModelConfig, base: Path, device: str, kept: Path, digests: tuple[str, ...], numbers: bool) -> Model:
     """The last opened model is kept, since the attacks on one model follow each other; never two, for memory."""
-    return open_model(config, base, device, kept)
+    return open_model(config, base, device, kept, numbers=numbers)
+
+
+@lru_cache(maxsize=1)
+def _examples(task: ExamplesTask, base: Path, digest: str) -> LabelledTask:
+    """The task's examples, read once a process; the digest tells one state of the files from the next."""
+    return plan.open_examples(task, base)
 
 
 @lru_cache(maxsize=1)
@@ -442,7 +423,10 @@ def _limits(frozen: Plan) -> Iterator[str]:
         yield "With one reference, the noise between two trainings was not estimated: more references make the verdict firmer."
     if frozen.config.original is None:
         yield "No original model was given: whether the attacks can see the knowledge where it certainly is was not checked."
-    if frozen.config.task.kind == "recorded":
+    if frozen.code:
+        names = ", ".join(f"{one.role}: {one.function}" for one in frozen.code)
+        yield f"Code from outside muaudit was run ({names}); what it did beyond its task was not watched."
+    if any(model.kind == "recorded" for _, model in frozen.config.models()):
         yield "The models were not there: recorded outputs were audited, and whoever recorded them is trusted."
     for role, model in frozen.config.models():
         if model.kind == "endpoint":

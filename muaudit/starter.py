@@ -3,7 +3,9 @@
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from muaudit.errors import UsageError
 from muaudit.policy import shipped
@@ -13,19 +15,11 @@ _TEMPLATE = """\
 # audit.toml: one audit. Paths start from this file's folder. `muaudit plan` freezes it, `muaudit scan` runs it.
 {preset}
 [task]
-kind = "facts"                    # JSON Lines: {{"id", "cluster", "question", "answer", ...}}, one fact a line
-forget = {forget}
-{retain}{holdout}# How a question becomes a prompt; "chat" uses the tokenizer's own chat template.
-template = "Question: {{question}} Answer:"
-
+{task}
 [target]                          # the model that is claimed to have unlearned the forget set
-kind = "causal_lm"
+kind = "{kind}"
 path = {target}
-# base = "models/base"            # when path is a PEFT adapter
-# dtype = "auto"                  # auto | float32 | bfloat16 | float16
-# device_map = "auto"             # spread a large model over devices
-# batch_size = 64
-
+{options}
 {original}
 {references}
 [policy]
@@ -41,6 +35,43 @@ workers = {workers}                       # measurements at a time
 out = {results}
 {store}{signing}"""
 
+_FACTS = """\
+kind = "facts"                    # JSON Lines: {{"id", "cluster", "question", "answer", ...}}, one fact a line
+forget = {forget}
+{retain}{holdout}# How a question becomes a prompt; "chat" uses the tokenizer's own chat template.
+template = "Question: {{question}} Answer:"
+"""
+
+_EXAMPLES = """\
+kind = "classification"           # or "regression"; npz, parquet or CSV files, image folders, Hugging Face datasets on disk
+forget = {forget}
+{retain}{holdout}# columns = {{ label = "label", id = "id", cluster = "person" }}
+"""
+
+_LANGUAGE_MODEL = """\
+# base = "models/base"            # when path is a PEFT adapter
+# dtype = "auto"                  # auto | float32 | bfloat16 | float16
+# device_map = "auto"             # spread a large model over devices
+# batch_size = 64
+"""
+
+_CLASSIFIER = """\
+# factory = "models.py:make"      # when path is the weights of a network of your own
+# batch_size = 512
+"""
+
+_TRAINING = """
+# [recipe]                        # how references and shadow models are trained: muaudit reference, muaudit shadow
+# kind = "torch"                  # torch | sklearn | python
+# architecture = "mlp"            # mlp | cnn | resnet
+# steps = 400
+# learning_rate = 0.1
+# [shadows]                       # models trained on random halves of all examples, which the strongest attacks need
+# count = 64
+# [procedure]                     # the vendor's unlearning procedure, for the attacks that try it out; it is run
+# function = "vendor.py:unlearn"
+"""
+
 _ATTACKS = """\
 [attacks.memorization]            # every parameter: muaudit attacks memorization
 [attacks.relearning]
@@ -52,19 +83,25 @@ learning_rate = 3e-4              # small models from scratch; 1e-5 is usual for
 # train_on = "benign"
 """
 
+_CLASSIFIER_ATTACKS = """\
+[attacks.unlearning_metrics]      # every parameter: muaudit attacks unlearning_metrics
+[attacks.population]              # membership without shadow models
+# [attacks.lira]                  # membership with them
+"""
+
 _NO_PRESET = '# preset = "language"             # the whole battery at once; `muaudit attacks` lists attacks and presets\n'
 
-_NO_RETAIN = '# retain = "retain.jsonl"         # shows collateral damage\n'
+_NO_RETAIN = '# retain = "retain"               # another file like it; shows collateral damage\n'
 
 _NO_ORIGINAL = """\
 # [original]                      # before unlearning: shows that the attacks can see the knowledge where it certainly is
-# kind = "causal_lm"
+# kind = "{kind}"
 # path = "models/original"
 """
 
 _NO_REFERENCE = """\
 [[references]]                    # retrained without the forget set; at least one, better three
-kind = "causal_lm"
+kind = "{kind}"
 path = "models/retrained-1"
 """
 
@@ -74,10 +111,25 @@ _NO_KEY = """
 """
 
 
+def _from(folder: Path, path: Path) -> str:
+    """A path as TOML writes it, from the folder."""
+    return json.dumps(os.path.relpath(path, folder), ensure_ascii=False)
+
+
+def _create(out: Path, text: str) -> None:
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise UsageError(f"{out}: is there already; remove it or choose another name with --out") from error
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror})") from error
+
+
 def write(
     out: Path, *, target: Path, forget: Path, retain: Path | None, holdout: Path | None, original: Path | None,
     references: Sequence[Path], key: Path | None, results: str = "audit", store: str | None = None, workers: int = 1,
-    preset: str | None = None,
+    preset: str | None = None, kind: Literal["causal_lm", "classifier"] = "causal_lm",
 ) -> Path:  # fmt: skip
     """Writes a commented audit.toml.
 
@@ -93,7 +145,8 @@ def write(
         results: Folder of the results, from the file's folder.
         store: Folder of what several audits share; each has its own by default.
         workers: Measurements at a time.
-        preset: A named set of attacks; memorization and relearning by default.
+        preset: A named set of attacks; a few by default.
+        kind: What the models are.
 
     Returns:
         The file.
@@ -105,32 +158,34 @@ def write(
         if path is not None and not path.exists():
             raise UsageError(f"{path}: no such file or folder; give the path of something that is there")
 
-    def told(path: Path) -> str:
-        return json.dumps(os.path.relpath(path, out.parent), ensure_ascii=False)
-
-    models = [f'[[references]]\nkind = "causal_lm"\npath = {told(path)}\n' for path in references]
+    told = partial(_from, out.parent)
+    models = [f'[[references]]\nkind = "{kind}"\npath = {told(path)}\n' for path in references]
+    texts = kind == "causal_lm"
+    files = {
+        "forget": told(forget),
+        "retain": f"retain = {told(retain)}\n" if retain else _NO_RETAIN,
+        "holdout": f"holdout = {told(holdout)}\n" if holdout else "",
+    }
     if preset is not None:
         attacks(preset)  # refuses an unknown name before anything is written
     text = _TEMPLATE.format(
-        policy=json.dumps(preset if preset in shipped() else "standard"),
+        policy=json.dumps(preset if preset in shipped() else "standard" if texts else "classification"),
+        kind=kind,
+        task=(_FACTS if texts else _EXAMPLES).format(**files),
+        options=_LANGUAGE_MODEL if texts else _CLASSIFIER + _TRAINING,
         preset=f"preset = {json.dumps(preset)}\n" if preset else _NO_PRESET,
-        attacks="# [attacks.memorization]          # a section here changes the preset's\n" if preset else _ATTACKS,
-        forget=told(forget),
-        retain=f"retain = {told(retain)}\n" if retain else _NO_RETAIN,
-        holdout=f"holdout = {told(holdout)}\n" if holdout else "",
+        attacks="# [attacks.memorization]          # a section here changes the preset's\n"
+        if preset
+        else _ATTACKS
+        if texts
+        else _CLASSIFIER_ATTACKS,
         target=told(target),
-        original=f'[original]\nkind = "causal_lm"\npath = {told(original)}\n' if original else _NO_ORIGINAL,
-        references="".join(models) or _NO_REFERENCE,
+        original=f'[original]\nkind = "{kind}"\npath = {told(original)}\n' if original else _NO_ORIGINAL.format(kind=kind),
+        references="".join(models) or _NO_REFERENCE.format(kind=kind),
         results=json.dumps(results),
         store=f"store = {json.dumps(store)}\n" if store else "",
         workers=workers,
         signing=f"\n[signing]\nkey = {told(key)}\n" if key else _NO_KEY,
     )
-    try:
-        with out.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise UsageError(f"{out}: is there already; remove it or choose another name with --out") from error
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be written ({error.strerror})") from error
+    _create(out, text)
     return out

@@ -71,7 +71,7 @@ class FindingSummary(_Signed):
     """A finding without its prose, which can name people: an envelope travels further than the report."""
 
     attack: str
-    measures: Literal["leakage", "retention"]
+    measures: Literal["leakage", "retention", "claim"]
     verdict: Verdict
     gap: float | None
     interval: tuple[float, float] | None

@@ -39,8 +39,9 @@ def visible(text: str, *, lines: bool = True, limit: int = SHOWN) -> str:
 
 
 def name_of(finding: Finding) -> str:
-    """A finding's name: the attack, and that it is about the retain set where it is."""
-    return finding.attack if finding.measures == "leakage" else f"{finding.attack} (retain set)"
+    """A finding's name: the attack, and what else than the forget set it is about."""
+    about = {"leakage": "", "retention": " (retain set)", "claim": " (claim)"}[finding.measures]
+    return f"{finding.attack}{about}"
 
 
 def signed(number: float, digits: int = 3) -> str:

@@ -4,6 +4,7 @@ import fcntl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,3 +76,36 @@ def tiny() -> dict[str, Path]:
     )
     with locked(KEPT / "tiny.lock"):
         return build(bed, KEPT / "tiny", ["original", "reference-1", "reference-2", "reference-3", "retrain"], jobs=1)
+
+
+@pytest.fixture(scope="session")
+def classifiers() -> Build:
+    """Builds the named classifiers of a preset, or finds them: `classifiers("digits", ["original", "sisa"])`."""
+    pytest.importorskip("torch")
+    from muaudit.testbed.classification.build import PRESETS, build
+
+    def built(preset: str, models: Sequence[str]) -> dict[str, Path]:
+        with locked(KEPT / f"{preset}.lock"):
+            return build(PRESETS[preset], KEPT / preset, models, jobs=1)
+
+    return built
+
+
+@pytest.fixture(scope="session")
+def digits(classifiers: Build) -> dict[str, Path]:
+    """The classifiers of digits: task files, original, four references and an honest retrain."""
+    return classifiers("digits", ["original", "reference-1", "reference-2", "reference-3", "reference-4", "retrain"])
+
+
+@pytest.fixture(scope="session")
+def digits_audit(digits: dict[str, Path]) -> Any:
+    """The classifiers of digits as an audit has them: with 64 shadow models, a recipe and an unlearning procedure."""
+    from beds import ExamplesBed
+
+    from muaudit.testbed.classification.build import PRESETS
+
+    kept = KEPT / "digits-audit"
+    with locked(KEPT / "digits-audit.lock"):
+        bed = ExamplesBed(digits, PRESETS["digits"].recipe.model_dump(mode="json"), kept)
+        bed.workbench.shadows()
+    return bed

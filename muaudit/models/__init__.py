@@ -247,3 +247,10 @@ class ClassifiesMany(Protocol):
     def member_logits(self, examples: "Examples") -> "NDArray[np.float64]":
         """Logits [M, n, C] of every member."""
         ...
+
+
+CAPABILITIES: tuple[type, ...] = (
+    ScoresText, GeneratesText, ScoresTokens, Finetunes, ExposesWeights, Quantizes, ReportsUtility,
+    Classifies, ClassifiesInputs, Predicts, ExposesLayers, HoldsModule, ClassifiesMany,
+)  # fmt: skip
+"""All that a family can offer."""

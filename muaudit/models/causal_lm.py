@@ -5,7 +5,6 @@ Nothing is downloaded, no code of the folder is run and no pickle is ever loaded
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
-from muaudit.compute import flushed_denormals
+from muaudit.compute import Stopwatch
 from muaudit.errors import EnvironmentFault, ModelError
 from muaudit.models import Finetuning, Query, TextScore, TokenScores
 from muaudit.models.finetuning import seeded, step, stream, trainable_copy
@@ -29,23 +28,6 @@ Scored = TypeVar("Scored")
 
 _BATCH_TOKENS = 16_384
 """Most padded tokens in one batch, whatever the batch size: long passages would not fit otherwise."""
-
-
-class Stopwatch:
-    """Seconds spent inside a model; a fine-tuned copy shares its parent's."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Counts the time spent inside the block."""
-        start = time.perf_counter()
-        try:
-            with flushed_denormals():
-                yield
-        finally:
-            self.seconds += time.perf_counter() - start
 
 
 class CausalLM:

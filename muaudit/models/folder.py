@@ -104,6 +104,26 @@ def load(
     return Folder(module.eval(), tokenizer, digest)
 
 
+def load_network(path: Path, kind: Any, *, dtype: str) -> PreTrainedModel:  # noqa: ANN401 - transformers is untyped
+    """Loads a network that has no tokenizer, as safely.
+
+    Args:
+        path: The model's folder.
+        kind: The class of transformers that opens it, such as AutoModelForImageClassification.
+        dtype: What the weights are computed in, by torch's name.
+
+    Returns:
+        The network in evaluation mode.
+
+    Raises:
+        ModelError: The folder cannot be used.
+    """
+    _refuse_code(path)
+    _refuse_pickles(path, "model")
+    with _quiet():
+        return _network(path, dtype, None, kind).eval()
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
@@ -117,7 +137,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _refuse_code(folder: Path) -> None:
-    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+    for path in (folder / "config.json", folder / "tokenizer_config.json", folder / "preprocessor_config.json"):
         if path.name == "config.json" or path.is_file():
             named = _json(path).get("auto_map")
             if named:
@@ -161,7 +181,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def _network(
     folder: Path,
-    dtype: Dtype,
+    dtype: str,
     device_map: str | dict[str, Any] | None,
     kind: Any,  # noqa: ANN401 - transformers is untyped
 ) -> PreTrainedModel:

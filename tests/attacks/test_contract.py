@@ -3,46 +3,62 @@
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from muaudit import attack as attacks
-from muaudit import compute, policy
-from muaudit.attack import Attack, Bench, Measurement, Prepared
+from muaudit import compute
+from muaudit.attack import Attack, Measurement, Prepared
 from muaudit.compare import compare
+from muaudit.config import ModelConfig
 from muaudit.results import Finding, Verdict
-from muaudit.task import ForgetTask
 
-causal_lm = pytest.importorskip("muaudit.models.causal_lm")
+pytest.importorskip("torch")
+
+from beds import REFERENCES, Bed, ExamplesBed, LanguageBed, opened
+
+from muaudit.models.causal_lm import CausalLM
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Build = Callable[[str, Sequence[str]], dict[str, Path]]
 
 NAMES = [name for name, found in attacks.registry().items() if isinstance(found, attacks.Registered)]
-CAPABILITIES = frozenset({"ScoresText", "GeneratesText", "ScoresTokens", "Finetunes", "ExposesWeights", "Quantizes"})
-REFERENCES = ["reference-1", "reference-2", "reference-3"]
-CALIBRATION = "reference-4"
-"""Set aside for attacks that calibrate, as the runner does with the last reference."""
 
 BEDS = {"recovery": "corrupted"}
-"""Where an attack's models come from, if not from the testbed `lineage`."""
+"""Where an attack's language models come from, if not from the testbed `lineage`."""
+
+ENOUGH = {"references": 4}
+"""An attack that trains its own references trains one more here, for the honest retrain."""
 
 
 class Subject:
-    """One attack, prepared on a testbed of one lineage, and its measurements of each model."""
+    """One attack, prepared on models of known truth, and its measurements of each model."""
 
-    def __init__(self, attack: Attack, prepared: Prepared, models: dict[str, Path]) -> None:
-        self.attack, self.prepared, self.models = attack, prepared, models
+    def __init__(self, attack: Attack, bed: Bed) -> None:
+        self.attack, self.bed = attack, bed
         self.seen: dict[str, Measurement] = {}
         self.unchanged = True
+        with compute.settled(1):
+            bare = Prepared.model_validate_json(attack.prepare(bed.bench(attack)).model_dump_json())
+            self.prepared = bed.ready(attack, bare)
+            lineup = attack.lineup(bed.bench(attack), bare)
+        self.models: Mapping[str, ModelConfig] = bed.models
+        if lineup is not None:
+            *compared, spare = lineup.references
+            assert len(compared) == len(REFERENCES)
+            assert lineup.original is not None
+            self.models = dict(zip(REFERENCES, compared, strict=True)) | {"retrain": spare, "original": lineup.original}
 
-    def measure(self, path: Path) -> Measurement:
-        model = opened(path)
-        before = causal_lm.state_digest(model.module, model.tokenizer)
+    def measure(self, config: ModelConfig) -> Measurement:
+        model = opened(config)
+        before = self.bed.fingerprint(model)
         with compute.settled(1):
             measured = self.attack.measure(model, self.prepared, np.random.default_rng(7))
-        same = causal_lm.state_digest(model.module, model.tokenizer) == before
-        self.unchanged &= same and not model.module.training
+        self.unchanged &= self.bed.fingerprint(model) == before
         return measured
 
     def of(self, name: str) -> Measurement:
@@ -50,41 +66,22 @@ class Subject:
             self.seen[name] = self.measure(self.models[name])
         return self.seen[name]
 
-    def finding(self, target: str, references: list[str], original: str | None = None) -> Finding:
+    def finding(self, target: str, references: Sequence[str], original: str | None = None) -> Finding:
         known = None if original is None else self.of(original)
-        rule = policy.load("standard")
-        return compare(self.attack.card(), self.of(target), [self.of(name) for name in references], known, rule, seed=1)[0]
-
-
-def opened(path: Path) -> causal_lm.CausalLM:
-    return causal_lm.CausalLM.open(path, dtype="float32", device="cpu")
-
-
-def bench(attack: Attack, models: dict[str, Path]) -> Bench:
-    task = ForgetTask.from_jsonl(forget=models["forget"], retain=models["retain"], holdout=models["holdout"])
-    return Bench(
-        task,
-        np.random.default_rng(3),
-        CAPABILITIES,
-        open_original=lambda: opened(models["original"]),
-        open_calibration=(lambda: opened(models[CALIBRATION])) if attack.calibrates else None,
-    )
+        others = [self.of(name) for name in references]
+        return compare(self.attack.card(), self.of(target), others, known, self.bed.policy, seed=1)[0]
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def subject(request: pytest.FixtureRequest, testbed: Build) -> Subject:
-    models = testbed(BEDS.get(request.param, "lineage"), ["original", *REFERENCES, CALIBRATION, "retrain"])
     found = attacks.registry()[request.param]
     assert isinstance(found, attacks.Registered)
-    attack = found.attack()
-    if attack.missing(causal_lm.CausalLM):
-        pytest.skip(f"{attack.name} is not for language models")
-    with compute.settled(1):
-        prepared = Prepared.model_validate_json(attack.prepare(bench(attack, models)).model_dump_json())
-    if attack.reads_original:
-        original = opened(models["original"])
-        prepared = prepared.with_original(lambda: original)
-    return Subject(attack, prepared, models)
+    own = ENOUGH if ENOUGH.keys() <= found.attack.model_fields.keys() else {}
+    attack = found.attack.model_validate(own)
+    if not attack.missing(CausalLM):
+        return Subject(attack, LanguageBed(testbed, BEDS.get(attack.name, "lineage")))
+    digits: ExamplesBed = request.getfixturevalue("digits_audit")
+    return Subject(attack, digits)
 
 
 def test_it_says_what_it_is(subject: Subject) -> None:
@@ -97,15 +94,16 @@ def test_it_says_what_it_is(subject: Subject) -> None:
 
 def test_prepare_is_deterministic(subject: Subject) -> None:
     with compute.settled(1):
-        again = subject.attack.prepare(bench(subject.attack, subject.models))
+        again = subject.attack.prepare(subject.bed.bench(subject.attack))
     assert again.content_digest() == subject.prepared.content_digest()
 
 
 def test_it_is_deterministic_and_blind(subject: Subject, tmp_path: Path) -> None:
     """The same weights under another name, with nothing else to tell them by, measure the same to the byte."""
-    disguised = tmp_path / "somebody-else"
-    shutil.copytree(subject.models["retrain"], disguised)
-    assert subject.measure(disguised).canonical() == subject.of("retrain").canonical()
+    disguised, known = tmp_path / "somebody-else", subject.models["retrain"]
+    shutil.copytree(known.path, disguised)
+    copy = known.model_copy(update={"path": str(disguised)})
+    assert subject.measure(copy).canonical() == subject.of("retrain").canonical()
 
 
 def test_it_does_not_change_the_model(subject: Subject) -> None:
@@ -126,8 +124,7 @@ def test_it_flags_the_original(subject: Subject) -> None:
 
 
 def test_it_flags_no_reference(subject: Subject) -> None:
-    names = REFERENCES
-    for name in names:
-        found = subject.finding(name, [other for other in names if other != name])
+    for name in REFERENCES:
+        found = subject.finding(name, [other for other in REFERENCES if other != name])
         assert found.verdict is not Verdict.FAIL, found.reason
-    assert subject.finding("retrain", names, "original").verdict is Verdict.PASS
+    assert subject.finding("retrain", REFERENCES, "original").verdict is Verdict.PASS

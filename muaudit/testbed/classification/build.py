@@ -1,0 +1,313 @@
+"""Builds classification testbeds: a population's task files and the models that are asked for, each made once."""
+
+import hashlib
+import inspect
+import json
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from torch import nn
+
+from muaudit import compute, examples, fitting, networks, recipes
+from muaudit.errors import UsageError
+from muaudit.models.classifier import open_network
+from muaudit.networks import Provenance, save_network
+from muaudit.recipes import TorchRecipe, rows_digest
+from muaudit.results import Frozen
+from muaudit.testbed.classification import data
+from muaudit.testbed.classification import method as methods
+from muaudit.testbed.classification.boundary_shrink import BoundaryShrink
+from muaudit.testbed.classification.data import Population, make_task, write_task
+from muaudit.testbed.classification.datamodel_matching import DatamodelMatching
+from muaudit.testbed.classification.differentially_private import DifferentiallyPrivate
+from muaudit.testbed.classification.do_nothing import DoNothing
+from muaudit.testbed.classification.dp2unlearning import DP2Unlearning
+from muaudit.testbed.classification.fine_tune import FineTune
+from muaudit.testbed.classification.gradient_ascent import GradientAscent
+from muaudit.testbed.classification.influence import Influence
+from muaudit.testbed.classification.label_agnostic import LabelAgnostic
+from muaudit.testbed.classification.method import Method, Situation, fitted
+from muaudit.testbed.classification.random_label import RandomLabel
+from muaudit.testbed.classification.retrain import Retrain
+from muaudit.testbed.classification.salun import SalUn
+from muaudit.testbed.classification.scrub import Scrub
+from muaudit.testbed.classification.selective_synaptic_dampening import SelectiveSynapticDampening
+from muaudit.testbed.classification.sharpness_aware import SharpnessAware
+from muaudit.testbed.classification.sisa import Sisa
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        Retrain, DoNothing, Sisa, FineTune, GradientAscent, RandomLabel, SalUn, SelectiveSynapticDampening, Influence,
+        BoundaryShrink, Scrub, DatamodelMatching, LabelAgnostic, SharpnessAware, DifferentiallyPrivate, DP2Unlearning,
+    )
+}  # fmt: skip
+"""The unlearning methods by name."""
+
+MARKER = "testbed.json"
+"""Stands in every finished model's folder and holds the key of what it was made from."""
+
+CLAIM = "claim.json"
+"""Stands in the folder of a model of which differential privacy is claimed."""
+
+Progress = Callable[[str, bool], None]
+"""Told each finished model's name, and whether it was already there."""
+
+
+class Testbed(Frozen):
+    """A population, how its models are trained, and how the methods are set.
+
+    Attributes:
+        population: The examples.
+        recipe: Architecture and training of every model; without normalisation, so that no model's inputs depend on others'.
+        methods: Parameters of a method, by its name; what is not given stands as in its class.
+    """
+
+    __test__: ClassVar[bool] = False  # pytest takes a class of this name for tests
+
+    population: Population
+    recipe: TorchRecipe
+    methods: dict[str, dict[str, Any]] = {}
+
+
+_MLP = TorchRecipe(architecture="mlp", hidden=(256,), steps=400, learning_rate=0.2, normalise=False)
+_CNN = TorchRecipe(architecture="cnn", width=8, steps=400, learning_rate=0.1, normalise=False)
+_RESNET = TorchRecipe(architecture="resnet", width=4, steps=300, batch_size=32, learning_rate=0.1, normalise=False)
+_PRIVATE = (DifferentiallyPrivate.name, DP2Unlearning.name)
+
+PRESETS: dict[str, Testbed] = {
+    "digits": Testbed(population=Population(), recipe=_MLP),
+    "digits-cnn": Testbed(
+        population=Population(),
+        recipe=_CNN,
+        methods={
+            "gradient_ascent": {"steps": 10},
+            "boundary_shrink": {"steps": 8},
+            "scrub": {"learning_rate": 0.1},
+            "sharpness_aware": {"alpha": 0.8},
+        },
+    ),
+    "digits-resnet": Testbed(population=Population(), recipe=_RESNET),
+    "digits-class": Testbed(
+        population=Population(by="class", forget=80, retain=220, wrong_labels=0),
+        recipe=_MLP,
+        methods={
+            "gradient_ascent": {"learning_rate": 0.03},
+            "influence": {"learning_rate": 0.015},
+            "scrub": {"max_steps": 40},
+            "label_agnostic": {"steps": 100},
+            "sharpness_aware": {"learning_rate": 0.02, "alpha": 0.4},
+        },
+    ),
+    "digits-groups": Testbed(population=Population(by="group"), recipe=_MLP),
+    "tables": Testbed(population=Population(source="breast_cancer", forget=90, retain=190, holdout=280), recipe=_MLP),
+    "regression": Testbed(
+        population=Population(source="diabetes", forget=70, retain=150, holdout=220),
+        recipe=_MLP.model_copy(update={"labels": "numbers", "learning_rate": 0.03}),
+        methods={"gradient_ascent": {"steps": 5}, "sharpness_aware": {"steps": 20}},
+    ),
+    "canaries": Testbed(
+        population=Population(by="canary", forget=500, retain=250, holdout=250, wrong_labels=0),
+        recipe=_MLP.model_copy(update={"steps": 1000}),
+        methods={name: {"epochs": 100, "batch_size": 128, "learning_rate": 1.0} for name in _PRIVATE},
+    ),
+    "poisoned": Testbed(
+        population=Population(by="poison", forget=60, retain=240, wrong_labels=0),
+        recipe=_MLP,
+        methods={"influence": {"learning_rate": 0.015}},
+    ),
+}
+"""Named testbeds: `digits` for most, in three architectures; a class, groups of examples (writers) or poisoned images to
+forget; tables, and numbers to predict; and canaries, for audits of differential privacy. What is set beside the methods' own
+defaults is what forgets at least part there and leaves the rest of use."""
+
+
+class Wanted(Frozen):
+    """A model that is to be built.
+
+    Attributes:
+        name: Its folder's name.
+        method: Name of its method; None for the original.
+        parameters: Of the method, beside the testbed's.
+        seed: Of its training; an unlearned model is made from the original of the same seed.
+    """
+
+    name: str
+    method: str | None
+    parameters: dict[str, Any] = {}
+    seed: int = 0
+
+    @property
+    def source(self) -> "Wanted | None":
+        """The original that it is made from; None for one that is trained from scratch."""
+        if self.method is None or not METHODS[self.method].opens_original:
+            return None
+        return wanted(f"original-{self.seed}" if self.seed else "original")
+
+
+def wanted(name: str) -> Wanted:
+    """What a model's name means.
+
+    `original`; `reference-2`; `retrain`, another honest retrain; or a method's name, such as `fine-tune`. A number at the end
+    is a seed: `fine-tune-3` is made from `original-3`. The methods that claim differential privacy take the claim as well:
+    `differentially-private-epsilon-4`.
+
+    Args:
+        name: The name.
+
+    Returns:
+        The model's description. References and retrains never share a seed.
+
+    Raises:
+        UsageError: The name means nothing.
+    """
+    methods = {method.replace("_", "-"): method for method in METHODS}
+    spelled = "|".join(["original", "reference", *methods])
+    match = re.fullmatch(rf"({spelled})(?:-epsilon-(\d+(?:\.\d+)?))?(?:-(\d+))?", name.replace("_", "-"))
+    kind, epsilon, number = match.groups() if match else (None, None, None)
+    seed = int(number or 0)
+    if kind == "original" and not epsilon:
+        return Wanted(name=name, method=None, seed=seed)
+    if kind == "reference" and number and not epsilon:
+        return Wanted(name=name, method=Retrain.name, seed=seed)
+    if kind in methods and (not epsilon or "epsilon" in METHODS[methods[kind]].model_fields):
+        parameters = {"epsilon": float(epsilon)} if epsilon else {}
+        return Wanted(
+            name=name, method=methods[kind], parameters=parameters, seed=seed + (1_000 if kind == Retrain.name else 0)
+        )
+    raise UsageError(
+        f"model {name!r}: not a model of this testbed; write original, reference-1 or a method: {', '.join(methods)} (a seed "
+        "may follow; and after those of differential privacy, -epsilon-4)"
+    )
+
+
+def build(
+    testbed: Testbed, out: Path, models: Sequence[str], *, jobs: int = 2, progress: Progress | None = None
+) -> dict[str, Path]:
+    """Writes the task files and builds the models that are not there yet.
+
+    Args:
+        testbed: What to build; `PRESETS` holds some.
+        out: The folder for `forget.npz`, `retain.npz`, `holdout.npz` and one folder a model.
+        models: Names that `wanted` understands; an original that one of them is made from is built too.
+        jobs: Most processes, of one thread each; the models do not depend on it.
+        progress: Called after each model.
+
+    Returns:
+        The task files by set, and the models' folders by name.
+
+    Raises:
+        UsageError: A name means nothing, or a folder in the way is not a testbed's.
+    """
+    task = make_task(testbed.population)
+    asked = [wanted(name) for name in models]
+    originals = [source for model in asked if (source := model.source)]
+    every = {model.name: model for model in [*originals, *asked]}
+    paths = write_task(task, out)
+    # First what is trained from scratch, then what is made from an original.
+    for stage in ([model for model in every.values() if not model.source], [model for model in every.values() if model.source]):
+        todo = []
+        for model in stage:
+            if _finished(out / model.name, _key(testbed, model)):
+                _report(progress, model.name, True)
+            else:
+                todo.append(model)
+        work = (delayed(_make)(testbed, model, out) for model in todo)
+        # A process takes longer to start than a few models to train.
+        processes = max(1, min(jobs, len(todo) // 8))
+        for name in Parallel(n_jobs=processes, backend="loky", return_as="generator_unordered")(work):
+            _report(progress, name, False)
+    return paths | {name: out / name for name in every}
+
+
+def _report(progress: Progress | None, name: str, reused: bool) -> None:
+    if progress:
+        progress(name, reused)
+
+
+@cache
+def _code(method: str | None) -> str:
+    """Digest of all code that the weights of a model depend on."""
+    modules = [compute, examples, fitting, networks, recipes, data, methods]
+    made = "".join(inspect.getsource(function) for function in (_make, _module))
+    files = [Path(str(module.__file__)) for module in modules]
+    if method is not None:
+        files += [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.name != Path(__file__).name]
+    sources = b"".join(path.read_bytes() for path in files)
+    versions = [metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "opacus")]
+    return hashlib.sha256(sources + f"{made}{versions}".encode()).hexdigest()
+
+
+def _key(testbed: Testbed, model: Wanted) -> str:
+    """Digest of everything that a model is made from."""
+    settings = testbed.model_dump(mode="json", exclude={"methods"}) | {"method": testbed.methods.get(model.method or "")}
+    parts = [settings, model.model_dump(mode="json", exclude={"name"}), _code(model.method)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(folder: Path, key: str) -> bool:
+    """Whether the folder holds the model of that key; a stale one is to be replaced."""
+    if not folder.exists():
+        return False
+    try:
+        return bool(json.loads((folder / MARKER).read_bytes())["key"] == key)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder}: in the way, and not made by `muaudit testbed build`; give another --out") from error
+
+
+def _make(testbed: Testbed, model: Wanted, out: Path) -> str:
+    """Makes one model; its folder appears only when it is complete."""
+    threads = torch.get_num_threads()
+    # Sums over threads differ in the last bits; with one thread a seed gives the same bytes on every run.
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory(dir=out, prefix=".building-") as scratch:
+            folder = Path(scratch) / model.name
+            folder.mkdir()
+            _module(testbed, model, out, folder)
+            (folder / MARKER).write_text(json.dumps({"key": _key(testbed, model)}) + "\n", encoding="utf-8")
+            final = out / model.name
+            if final.exists():
+                final.rename(Path(scratch) / "stale")
+            folder.rename(final)
+    finally:
+        torch.set_num_threads(threads)
+    return model.name
+
+
+def _module(testbed: Testbed, model: Wanted, out: Path, folder: Path) -> None:
+    """Makes one model and writes it, with what is claimed of it."""
+    task, recipe = make_task(testbed.population), testbed.recipe
+    rows = np.isin(np.arange(len(task.pool)), task.rows("retain"))
+    network, claim = recipe.network(task.pool), None
+    if model.method is None:
+        rows[task.rows("forget")] = True
+        module = fitted(recipe, task.pool, rows, model.seed)
+    else:
+        method = METHODS[model.method](**(testbed.methods.get(model.method, {}) | model.parameters))
+        source = model.source
+        module = method.unlearn(Situation(task, recipe, lambda: opened(out / source.name if source else out), model.seed))
+        network, claim = method.network(recipe, task.pool), method.claim(task.forget, task.retain)
+    saved = Provenance(
+        outputs_kind=task.outputs,
+        recipe=recipe.content_digest(),
+        seed=str(model.seed),
+        rows=rows_digest(task.pool.take(rows).ids),
+        procedure=None if model.method in (None, Retrain.name) else method.content_digest(),
+    )
+    save_network(module, network, folder, saved)
+    if claim:
+        (folder / CLAIM).write_bytes(claim.canonical() + b"\n")
+
+
+def opened(folder: Path) -> nn.Module:
+    """Opens a model of a testbed, in evaluation mode."""
+    return open_network(folder, None, folder, "float32").module

@@ -1,0 +1,118 @@
+"""What the audit gives attacks to prepare with: its task, its original, its shadow models, and the way to train more."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from muaudit import compute, plan
+from muaudit.ahead import shadow_rows
+from muaudit.attack import Bench
+from muaudit.cohorts import Cohort, RecordedCohort, open_cohort
+from muaudit.config import ModelConfig
+from muaudit.errors import NotApplicable, UsageError
+from muaudit.examples import LabelledTask
+from muaudit.models import CAPABILITIES, Model
+from muaudit.opening import family, open_model
+from muaudit.plan import Plan
+from muaudit.shadows import Trainer
+from muaudit.task import ForgetTask
+
+Progress = Callable[[int, int, str], None]
+
+
+class Workbench:
+    """Makes the bench of every attack of one audit; what is costly is made when first asked for, and once."""
+
+    def __init__(self, frozen: Plan, base: Path, progress: Progress) -> None:
+        self.plan, self.base, self.progress = frozen, base, progress
+        self.store = plan.store_folder(frozen.config, base)
+        self.models = dict(frozen.config.models())
+        self.numbers = frozen.config.task.kind == "regression"
+
+    def family(self, model: ModelConfig) -> type:
+        """The class of a model's family."""
+        return family(model, self.base, numbers=self.numbers)
+
+    @cached_property
+    def capabilities(self) -> frozenset[str]:
+        """Names of the capabilities that every audited model has."""
+        families = [self.family(model) for model in self.models.values()]
+        return frozenset(need.__name__ for need in CAPABILITIES if all(issubclass(kind, need) for kind in families))
+
+    def of(self, attack: str, stage: str, spare: str | None) -> Bench:
+        """The bench of one attack.
+
+        Args:
+            attack: Its name in the plan.
+            stage: "prepare" or "lineup"; each draws from a stream of its own.
+            spare: The reference that is set aside for its calibration.
+
+        Returns:
+            The bench.
+        """
+        config = self.plan.config
+        return Bench(
+            given=self.task,
+            rng=np.random.default_rng(compute.seed_of(config.run.seed, attack, stage)),
+            capabilities=self.capabilities,
+            open_original=self._opener("original"),
+            open_calibration=self._opener(spare),
+            folder=self.base,
+            open_shadows=None if config.shadows is None else self.shadows,
+            open_trainer=None if config.recipe is None else self.trainer,
+            made=self.store / "made",
+        )
+
+    @cached_property
+    def task(self) -> ForgetTask | LabelledTask:
+        """The task, read anew: the plan holds its digest, not its content."""
+        return plan.open_task(self.plan.config, self.base)
+
+    def trainer(self) -> Trainer:
+        """The way to train by the audit's recipe and to unlearn by the vendor's procedure."""
+        config = self.plan.config
+        if not isinstance(self.task, LabelledTask) or config.recipe is None:
+            raise NotApplicable("models are trained by a [recipe] on labelled examples, and this audit lacks either")
+        return Trainer(
+            recipe=config.recipe,
+            procedure=config.procedure,
+            pool=self.task.pool,
+            folder=self.store / "trained",
+            base=self.base,
+            workers=config.run.workers,
+            backend=config.run.backend,
+            address=config.run.address,
+            progress=self.progress,
+        )
+
+    def shadows(self) -> Cohort | RecordedCohort:
+        """The audit's shadow models.
+
+        Raises:
+            UsageError: Those that were trained ahead are of other examples.
+        """
+        return self._shadows
+
+    @cached_property
+    def _shadows(self) -> Cohort | RecordedCohort:
+        wanted = self.plan.config.shadows
+        if wanted is None or not isinstance(self.task, LabelledTask):
+            raise NotApplicable("this audit has no [shadows]")
+        pool = self.task.pool
+        if wanted.path is not None:
+            cohort = open_cohort(self.base / wanted.path)
+            if unknown := sorted(set(pool.ids) - set(cohort.ids)):
+                raise UsageError(
+                    f"shadows.path {wanted.path!r}: example {unknown[0]!r} of the task is not among those that these shadow "
+                    "models were trained on or kept from; train them on this task: muaudit shadow"
+                )
+            return cohort
+        return self.trainer().train(*shadow_rows(wanted.count, self.task, self.plan.config.run.seed))
+
+    def _opener(self, role: str | None) -> Callable[[], Model] | None:
+        model = self.models.get(role or "")
+        if model is None:
+            return None
+        return lambda: open_model(model, self.base, self.plan.config.run.device, self.store, numbers=self.numbers)
