@@ -1,11 +1,11 @@
 """Empirical epsilon: does membership show more than a differential privacy claim allows?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from muaudit import likelihood_ratio, membership
 from muaudit.attack import Attack, Bench, Measurement, Prepared
@@ -51,6 +51,15 @@ class Accounted(Frozen):
     sample_rate: Annotated[float, Field(gt=0, le=1)]
     steps: Annotated[int, Field(ge=1)]
     delta: Annotated[float, Field(gt=0, lt=1)]
+
+
+def _kind(claim: Any) -> str:  # noqa: ANN401 - whatever stands in audit.toml
+    """Which kind of claim is meant, so that an error names what is wrong with that one."""
+    given = claim if isinstance(claim, Mapping) else getattr(claim, "__dict__", {})
+    return "accounted" if {"accountant", "noise_multiplier", "sample_rate", "steps"} & set(given) else "stated"
+
+
+Claimed = Annotated[Annotated[Stated, Tag("stated")] | Annotated[Accounted, Tag("accounted")], Discriminator(_kind)]
 
 
 class EmpiricalEpsilon(Attack):
@@ -99,7 +108,7 @@ class EmpiricalEpsilon(Attack):
     sided: ClassVar = "two"
     cost: ClassVar = "one forward pass an example; with lira one more a shadow model"
 
-    claim: Stated | Accounted | None = None
+    claim: Claimed | None = None
     game: Literal["training", "unlearning"] = "unlearning"
     score: Literal["margin", "lira"] = "margin"
     strategy: Strategy = "split"

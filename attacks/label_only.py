@@ -75,7 +75,7 @@ class LabelOnly(Attack):
     evaluations: Annotated[int, Field(ge=2)] = 60
     copies: Annotated[int, Field(ge=1)] = 25
     retain_examples: Annotated[int, Field(ge=0)] = 30
-    holdout_examples: Annotated[int, Field(ge=1)] = 150
+    holdout_examples: Annotated[int, Field(ge=1)] = 100
 
     def prepare(self, bench: Bench) -> Prepared:
         """Draws the retain and holdout examples, and the seed of every model's noise."""
@@ -189,7 +189,7 @@ def _to_boundary(asked: _Labels, inputs: Inputs, moved: Inputs, called: IntArray
     shape = (-1,) + (1,) * (inputs.ndim - 1)
     near, far = np.zeros(len(inputs), dtype=np.float32), np.ones(len(inputs), dtype=np.float32)
     for _ in range(HALVINGS):
-        middle = (near + far) / 2
+        middle = (near + far) * np.float32(0.5)
         beyond = asked(inputs + middle.reshape(shape) * path) != called
         near, far = np.where(beyond, near, middle), np.where(beyond, middle, far)
     lengths: FloatArray = np.linalg.norm(path.reshape(len(inputs), -1).astype(np.float64), axis=1) * far

@@ -99,7 +99,7 @@ class Lira(Attack):
             if self.mode == "online":
                 raise UsageError(f"{wrong}; or choose an offline mode")
             notes.append(f"not scored online: {wrong}")
-        queried = self._queried(scored, bench.capabilities, notes)
+        queried = self._queried(scored, bench.capabilities, notes, recorded=cohort.recorded)
         labels = scored.examples.labels
         margins = [likelihood_ratio.margins(cohort.logits(scored.examples), labels)]
         margins += [likelihood_ratio.margins(cohort.logits_of(inputs), labels) for inputs in self._changed(scored, queried)]
@@ -118,14 +118,14 @@ class Lira(Attack):
             }
         )
 
-    def _queried(self, scored: Scored, capabilities: frozenset[str], notes: list[str]) -> bool:
+    def _queried(self, scored: Scored, capabilities: frozenset[str], notes: list[str], *, recorded: bool) -> bool:
         """Whether the examples are augmented, which takes models that can be shown other inputs."""
         if self.augmentation == "none":
             return False
-        if "ClassifiesInputs" not in capabilities or scored.examples.inputs is None:
+        if recorded or "ClassifiesInputs" not in capabilities or scored.examples.inputs is None:
             notes.append(
-                f"each example was asked about as it is, without {self.augmentation}: of a model of this audit only the "
-                "outputs on the task's examples are known"
+                f"each example was asked about as it is, without {self.augmentation}: of a model or a shadow model of this audit "
+                "only the outputs on the task's examples are known"
             )
             return False
         return True

@@ -11,7 +11,7 @@ from scipy import special
 
 from muaudit import made, membership, store, worst_subset
 from muaudit.attack import Attack, Bench, Lineup, Measurement, Prepared
-from muaudit.config import ClassifierConfig
+from muaudit.config import ModelConfig
 from muaudit.errors import EnvironmentFault, NotApplicable, UsageError
 from muaudit.examples import Examples, LabelledTask
 from muaudit.likelihood_ratio import balanced_membership, margins
@@ -136,7 +136,7 @@ class WorstCase(Attack):
                 f"worst_case: nothing would be left to retrain on if all {count} {self.by} were forgotten: lower size"
             )
         found = worst_subset.search(
-            self._unlearner(bench, ground),
+            self._unlearner(bench, ground, codes),
             codes,
             count,
             rounds=self.rounds,
@@ -177,10 +177,10 @@ class WorstCase(Attack):
         shown = ", ".join(names[place] for place in found.chosen[:10])
         return f"{self.by}: {shown}" + (f" and {len(found.chosen) - 10} more" if len(found.chosen) > 10 else "")
 
-    def _unlearner(self, bench: Bench, ground: "Ground") -> Callable[[FloatArray], worst_subset.Lost]:
+    def _unlearner(self, bench: Bench, ground: "Ground", codes: IntArray) -> Callable[[FloatArray], worst_subset.Lost]:
         """The inner step of the search: unlearns with weights from one original, and says what is lost on each example."""
         original = ground.original()
-        expected = ground.without(bench, self.shadows) if self.objective == "gap" else None
+        expected = ground.without(bench, codes, self.shadows) if self.objective == "gap" else None
 
         def unlearn(weights: FloatArray) -> worst_subset.Lost:
             asked = weights
@@ -233,9 +233,8 @@ class WorstCase(Attack):
         references = ground.retrained(np.repeat(subset, self.references, axis=0))
         folder = bench.made / f"worst_case-{store.key_of(prepared=prepared.content_digest(), seed=ground.drawn)[:16]}"
 
-        def kept(cohort: "Cohort", place: int, name: str) -> ClassifierConfig:
-            cohort.save_member(place, folder / name)
-            return ClassifierConfig(kind="classifier", path=made.path_from(bench.folder, folder / name))
+        def kept(cohort: "Cohort", number: int, name: str) -> ModelConfig:
+            return made.member_config(cohort, number, folder / name, bench.folder, ground.examples)
 
         return Lineup(
             target=kept(target, 0, "target"),
@@ -442,14 +441,18 @@ class Ground:
         """Margins of all examples [M, n]."""
         return margins(cohort.logits(self.examples), self.examples.labels)
 
-    def without(self, bench: Bench, count: int) -> FloatArray:
-        """Mean probability of the true label under models that were not trained on an example [n]."""
-        if bench.open_shadows is not None:
+    def without(self, bench: Bench, codes: IntArray, count: int) -> FloatArray:
+        """Mean probability of each example's label under models that were not trained on its group [n].
+
+        The audit's shadow models serve where every example is a group of its own; else so many are trained on half the groups.
+        """
+        groups = int(codes.max()) + 1
+        if bench.open_shadows is not None and groups == len(codes):
             cohort = bench.shadows()
             places = {name: place for place, name in enumerate(cohort.ids)}
             rows = cohort.rows[:, [places[name] for name in self.examples.ids]]
         else:
-            rows = balanced_membership(count, len(self.examples), int(self.rng.integers(2**62)))
+            rows = balanced_membership(count, groups, int(self.rng.integers(2**62)))[:, codes]
             cohort = self.trainer.train(self._rows(rows), self._seeds(count))
         outside = ~rows
         probability = np.where(outside, special.expit(self.margins(cohort)), 0.0)

@@ -439,9 +439,10 @@ def _fault(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"key {key!r} is missing; add it"
     if first["type"] == "extra_forbidden":
-        known = sorted(_keys(AuditConfig))
-        near = get_close_matches(path[-1], known, n=1)
-        return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}")
+        near = get_close_matches(path[-1], _keys(AuditConfig), n=1)
+        known = sorted(AuditConfig.model_fields) if len(path) == 1 else []
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}" if known else ""
+        return f"unknown key {key!r}{hint}"
     if first["type"] == "union_tag_not_found":
         return f"key {key + '.kind'!r} is missing; it says what this is"
     return f"key {key!r}: {first['msg'].removeprefix('Value error, ')}"

@@ -15,7 +15,7 @@ from muaudit.likelihood_ratio import Roc
 from muaudit.roc_summary import summarise
 
 if TYPE_CHECKING:
-    from muaudit.shadows import Cohort
+    from muaudit.cohorts import Cohort, RecordedCohort
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -84,7 +84,7 @@ class Scored:
         """Which of them are holdout examples."""
         return np.arange(len(self.examples)) >= self.units
 
-    def trained_on(self, cohort: "Cohort") -> BoolArray:
+    def trained_on(self, cohort: "Cohort | RecordedCohort") -> BoolArray:
         """Which shadow model was trained on which of the examples [M, n].
 
         Raises:

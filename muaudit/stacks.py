@@ -302,7 +302,9 @@ class Stack:
             module = network.blank()
             weights = [name for name in self._names if name.startswith("weights/")]
             try:
-                module.load_state_dict({name.removeprefix("weights/"): torch.tensor(self._read(name)[place]) for name in weights})
+                module.load_state_dict(
+                    {name.removeprefix("weights/"): torch.tensor(self._read(name)[place]) for name in weights}
+                )
             except RuntimeError as error:
                 raise ModelError("a stack holds weights of another network than described; train the models again") from error
             return module.eval()

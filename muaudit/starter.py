@@ -111,6 +111,20 @@ _NO_KEY = """
 """
 
 
+_PRESET_ATTACKS = "# [attacks.memorization]          # a section here changes the preset's\n"
+
+_PARTS = {
+    "causal_lm": {"policy": "standard", "task": _FACTS, "options": _LANGUAGE_MODEL, "attacks": _ATTACKS},
+    "classifier": {
+        "policy": "classification",
+        "task": _EXAMPLES,
+        "options": _CLASSIFIER + _TRAINING,
+        "attacks": _CLASSIFIER_ATTACKS,
+    },
+}
+"""What differs between kinds of models."""
+
+
 def _from(folder: Path, path: Path) -> str:
     """A path as TOML writes it, from the folder."""
     return json.dumps(os.path.relpath(path, folder), ensure_ascii=False)
@@ -158,9 +172,8 @@ def write(
         if path is not None and not path.exists():
             raise UsageError(f"{path}: no such file or folder; give the path of something that is there")
 
-    told = partial(_from, out.parent)
+    told, parts = partial(_from, out.parent), _PARTS[kind]
     models = [f'[[references]]\nkind = "{kind}"\npath = {told(path)}\n' for path in references]
-    texts = kind == "causal_lm"
     files = {
         "forget": told(forget),
         "retain": f"retain = {told(retain)}\n" if retain else _NO_RETAIN,
@@ -169,16 +182,12 @@ def write(
     if preset is not None:
         attacks(preset)  # refuses an unknown name before anything is written
     text = _TEMPLATE.format(
-        policy=json.dumps(preset if preset in shipped() else "standard" if texts else "classification"),
+        policy=json.dumps(preset if preset in shipped() else parts["policy"]),
         kind=kind,
-        task=(_FACTS if texts else _EXAMPLES).format(**files),
-        options=_LANGUAGE_MODEL if texts else _CLASSIFIER + _TRAINING,
+        task=parts["task"].format(**files),
+        options=parts["options"],
         preset=f"preset = {json.dumps(preset)}\n" if preset else _NO_PRESET,
-        attacks="# [attacks.memorization]          # a section here changes the preset's\n"
-        if preset
-        else _ATTACKS
-        if texts
-        else _CLASSIFIER_ATTACKS,
+        attacks=_PRESET_ATTACKS if preset else parts["attacks"],
         target=told(target),
         original=f'[original]\nkind = "{kind}"\npath = {told(original)}\n' if original else _NO_ORIGINAL.format(kind=kind),
         references="".join(models) or _NO_REFERENCE.format(kind=kind),

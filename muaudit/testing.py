@@ -32,6 +32,10 @@ _NEXT = {
         "inconclusive",
         "leakage",
     ): "{attack}: too little evidence for either answer: {more}; allow_inconclusive=True accepts that on record",
+    ("fail", "claim"): "{attack}: the target shows more than is claimed of it: withdraw the claim, or look for what breaks it "
+    "(noise, sampling, clipping, what else the data were used for)",
+    ("inconclusive", "claim"): "{attack}: the claim was not put to the test: give more examples, best of all canaries, or "
+    "see why its references refute it too; allow_inconclusive=True accepts that on record",
     ("skipped", "leakage"): "{attack}: did not run: give it the access that its reason names, or leave it out of `attacks`",
     ("error", "leakage"): "{attack}: did not finish: mend what its reason names and run again; what was measured is kept",
 }

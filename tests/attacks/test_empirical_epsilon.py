@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from muaudit import likelihood_ratio, policy
 from muaudit.attack import Bench, Measurement, Prepared
@@ -217,6 +218,19 @@ def test_what_cannot_be_tested_is_skipped_with_the_reason() -> None:
     ):
         with pytest.raises(NotApplicable, match=reason):
             attack.prepare(bench(given))
+
+
+def test_a_claim_that_is_none_is_refused_by_what_it_lacks() -> None:
+    for claim, where, message in (
+        ({"epsilon": -1}, ("claim", "stated", "epsilon"), "greater than 0"),
+        ({"noise_multiplier": 1.0, "sample_rate": 0.1, "delta": 1e-5}, ("claim", "accounted", "steps"), "required"),
+        ({"epsilon": 1, "delt": 1e-5}, ("claim", "stated", "delt"), "not permitted"),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            EmpiricalEpsilon(claim=claim)
+        [fault] = caught.value.errors()
+        assert fault["loc"] == where
+        assert message in fault["msg"]
 
 
 def test_coins_are_believed_within_reason() -> None:

@@ -144,12 +144,17 @@ def test_recorded_logits_equal_the_models_own(given: LabelledTask, cohort: parze
 
 def test_recorded_logits_are_not_augmented_and_the_report_says_so(given: LabelledTask, cohort: parzen.Cohort) -> None:
     model = parzen.trained(given, ["forget", "retain"], 1)
-    attack, few = Lira(augmentation="mirror"), frozenset({"Classifies"})
-    state = parzen.prepared(attack, parzen.bench(given, cohort=cohort, capabilities=few))
-    seen = parzen.measured(attack, state, parzen.Recorded(model.logits(given.pool), given.pool.ids))
+    attack, outputs = Lira(augmentation="mirror"), parzen.Recorded(model.logits(given.pool), given.pool.ids)
     plain = parzen.measured(Lira(), parzen.prepared(Lira(), parzen.bench(given, cohort=cohort)), model)
-    assert seen.leakage == plain.leakage
-    assert any("asked about as it is, without mirror" in note for note in seen.notes)
+    recorded = parzen.shadows(given, 12)
+    recorded.recorded = True
+    for made in (
+        parzen.bench(given, cohort=cohort, capabilities=frozenset({"Classifies"})),
+        parzen.bench(given, cohort=recorded),
+    ):
+        seen = parzen.measured(attack, parzen.prepared(attack, made), outputs)
+        assert seen.leakage == plain.leakage
+        assert any("asked about as it is, without mirror" in note for note in seen.notes)
 
 
 def test_augmented_scores_are_means_over_the_queries(given: LabelledTask, cohort: parzen.Cohort) -> None:

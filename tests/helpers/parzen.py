@@ -52,6 +52,8 @@ class Recorded:
 class Cohort:
     """Shadow models trained on known rows of the pool."""
 
+    recorded = False
+
     def __init__(self, pool: Examples, rows: NDArray[np.bool_], seed: int = 0) -> None:
         self.ids, self.rows, self.seeds = pool.ids, rows, tuple(range(seed, seed + len(rows)))
         self.models = [Parzen(pool, row, one) for row, one in zip(rows, self.seeds, strict=True)]

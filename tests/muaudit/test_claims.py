@@ -21,6 +21,7 @@ from muaudit.reports.keys import keygen, load_public
 from muaudit.reports.terminal import table
 from muaudit.reports.text import name_of
 from muaudit.results import AttackCard, ClaimTest, Finding, Verdict
+from muaudit.testing import assert_unlearned
 
 POLICY = Policy(name="test", description="For tests.", required=(), skippable=())
 CARD = AttackCard(
@@ -159,6 +160,15 @@ class TestShown:
         assert line.startswith("  epsilon (claim)   FAIL   an epsilon of 1.00")
         assert line.endswith("at least 1.80 was shown at 97.5% confidence")
         assert name_of(self.finding) == "epsilon (claim)"
+
+    def test_a_release_test(self) -> None:
+        with pytest.raises(AssertionError) as caught:
+            assert_unlearned(sample_report(findings=(self.finding,), verdict=Verdict.FAIL))
+        assert "epsilon (claim)" in str(caught.value)
+        assert "epsilon: the target shows more than is claimed of it: withdraw the claim" in str(caught.value)
+        few = self.finding.model_copy(update={"verdict": Verdict.INCONCLUSIVE})
+        with pytest.raises(AssertionError, match="the claim was not put to the test: give more examples"):
+            assert_unlearned(sample_report(findings=(few,), verdict=Verdict.INCONCLUSIVE))
 
     def test_the_attestation(self, tmp_path: Path) -> None:
         report = sample_report(findings=(self.finding,), verdict=Verdict.FAIL, models=(model("target", "m"),))

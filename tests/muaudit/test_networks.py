@@ -63,9 +63,7 @@ def test_mean_and_standard_deviation_are_part_of_the_network(shape: tuple[int, .
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_saved_network_is_the_network(tmp_path: Path, dtype: str) -> None:
-    network = Network(
-        architecture="resnet", width=4, input_shape=(1, 8, 8), outputs=10, mean=(1 / 3,), std=(0.1,), dtype=dtype
-    )
+    network = Network(architecture="resnet", width=4, input_shape=(1, 8, 8), outputs=10, mean=(1 / 3,), std=(0.1,), dtype=dtype)
     torch.manual_seed(0)
     module = network.build()
     module(torch.randn(20, 1, 8, 8))  # running statistics that are not those of a new network

@@ -48,7 +48,9 @@ def test_stacked_is_sequential_to_1e_12_over_50_steps(pool: Examples, architectu
         architecture=architecture, width=6, hidden=(32,), optimizer=optimizer, learning_rate=rate, steps=50, batch_size=24,
         dtype="float64",
     )  # fmt: skip
-    together, alone = (stacked.fit_many(recipe, pool, halves(pool), SEEDS, Path(), way=way) for way in ("stacked", "sequential"))
+    together, alone = (
+        stacked.fit_many(recipe, pool, halves(pool), SEEDS, Path(), way=way) for way in ("stacked", "sequential")
+    )
     assert distance(together, alone) <= 1e-12
     start = [Trained(stacked.start(recipe.network(pool), seed), 0) for seed in SEEDS]
     assert distance(start, alone) > 1e-3  # they have learnt something
@@ -57,7 +59,14 @@ def test_stacked_is_sequential_to_1e_12_over_50_steps(pool: Examples, architectu
 @pytest.mark.parametrize(
     "changed",
     [
-        {"augmentation": "mirror_shift", "shift": 1, "nesterov": True, "weight_decay": 1e-3, "schedule": "cosine", "warmup": 0.2},
+        {
+            "augmentation": "mirror_shift",
+            "shift": 1,
+            "nesterov": True,
+            "weight_decay": 1e-3,
+            "schedule": "cosine",
+            "warmup": 0.2,
+        },
         {"norm": "group", "optimizer": "adamw", "learning_rate": 0.003, "weight_decay": 0.1},
         {"architecture": "resnet", "norm": "group", "width": 2, "steps": 5},
         {"architecture": "mlp", "hidden": (16,), "normalise": False, "epochs": 2.5, "steps": None, "learning_rate": 0.01},
@@ -67,7 +76,9 @@ def test_stacked_is_sequential_to_1e_12_over_50_steps(pool: Examples, architectu
 def test_whatever_the_recipe(pool: Examples, changed: dict[str, Any]) -> None:
     values = {"architecture": "cnn", "width": 4, "learning_rate": 0.05, "steps": 20, "batch_size": 16, "dtype": "float64"}
     recipe = TorchRecipe(**(values | changed))
-    together, alone = (stacked.fit_many(recipe, pool, halves(pool), SEEDS, Path(), way=way) for way in ("stacked", "sequential"))
+    together, alone = (
+        stacked.fit_many(recipe, pool, halves(pool), SEEDS, Path(), way=way) for way in ("stacked", "sequential")
+    )
     assert distance(together, alone) <= 1e-12
 
 

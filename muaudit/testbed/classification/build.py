@@ -1,4 +1,61 @@
-"""Builds classification testbeds: a population's task files and the models that are asked for, each made once."""
+"""Builds classification testbeds: a population's task files and the models that are asked for, each made once.
+
+Measured on one core of an AMD EPYC (Zen 4), one thread; means over seeds 0, 1 and 2. Accuracy on the forget, retain and
+holdout set, as labelled there (a fifth of the labels are wrong), and on the source's other 1,197 images with right labels;
+then AUC and TPR at 1 % FPR of an online LiRA (32 shadow models, pooled variance) that tells the forget from the holdout set.
+
+| digits | CPU s | forget | retain | holdout | others | AUC | TPR |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| original | 0.2 | 1.00 | .99 | .63 | .80 | .88 | .37 |
+| reference | 0.2 | .55 | 1.00 | .58 | .74 | .46 | .01 |
+| retrain | 0.2 | .54 | 1.00 | .59 | .74 | .46 | .00 |
+| do-nothing | 0.0 | 1.00 | .99 | .63 | .80 | .88 | .37 |
+| sisa | 1.3 | .59 | .78 | .65 | .83 | .48 | .00 |
+| fine-tune | 0.1 | 1.00 | 1.00 | .63 | .79 | .87 | .36 |
+| gradient-ascent | 0.0 | .89 | .96 | .54 | .68 | .77 | .18 |
+| random-label | 0.1 | .76 | .98 | .55 | .68 | .66 | .16 |
+| salun | 0.1 | .78 | .99 | .55 | .68 | .67 | .16 |
+| selective-synaptic-dampening | 0.1 | .85 | .93 | .55 | .70 | .78 | .23 |
+| influence | 0.0 | .92 | .97 | .57 | .70 | .79 | .23 |
+| boundary-shrink | 0.0 | .83 | .88 | .48 | .60 | .78 | .21 |
+| scrub | 0.1 | .72 | .97 | .60 | .75 | .71 | .13 |
+| datamodel-matching | 3.3 | .64 | .93 | .62 | .77 | .51 | .02 |
+| label-agnostic | 0.7 | .87 | .92 | .55 | .70 | .79 | .21 |
+| sharpness-aware | 0.2 | .82 | .96 | .56 | .70 | .75 | .19 |
+| differentially-private | 1.2 | .63 | .68 | .65 | .78 | .53 | .01 |
+| dp2unlearning | 0.6 | .55 | .95 | .60 | .78 | .46 | .01 |
+
+The other presets, forget / retain / others, and what else tells (`tables`, `digits-groups` and `digits-resnet` are like
+`digits`):
+
+| model | digits-cnn | AUC | digits-class | regression: squared error, third of holdout | AUC | poisoned | true label |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| original | 1.00 / 1.00 / .77 | .84 | 1.00 / 1.00 / .95 | .10 / .06 / .92 | .90 | 1.00 / 1.00 / .94 | .05 |
+| reference | .54 / 1.00 / .76 | .48 | .00 / 1.00 / .94 | 1.02 / .02 / 1.00 | .56 | .08 / 1.00 / .95 | .63 |
+| retrain | .53 / 1.00 / .75 | .46 | .00 / 1.00 / .94 | 1.10 / .02 / 1.05 | .57 | .08 / 1.00 / .95 | .64 |
+| do-nothing | 1.00 / 1.00 / .77 | .84 | 1.00 / 1.00 / .95 | .10 / .06 / .92 | .90 | 1.00 / 1.00 / .94 | .05 |
+| sisa | .63 / .77 / .86 | .47 | .00 / .97 / .91 | 1.08 / .48 / 1.01 | .49 | .08 / .97 / .92 | .66 |
+| fine-tune | 1.00 / 1.00 / .77 | .82 | 1.00 / 1.00 / .95 | .19 / .03 / .97 | .82 | 1.00 / 1.00 / .94 | .05 |
+| gradient-ascent | .93 / .99 / .70 | .79 | .37 / 1.00 / .94 | .18 / .11 / 1.05 | .79 | 1.00 / 1.00 / .94 | .05 |
+| random-label | .65 / .97 / .63 | .61 | .00 / 1.00 / .92 | .62 / .09 / 1.02 | .57 | .03 / .99 / .90 | .63 |
+| salun | .65 / .96 / .62 | .63 | .00 / 1.00 / .91 | .53 / .10 / 1.02 | .59 | .03 / .99 / .91 | .64 |
+| selective-synaptic-dampening | .81 / .91 / .68 | .76 | .18 / 1.00 / .94 | .28 / .21 / .90 | .74 | .77 / 1.00 / .94 | .25 |
+| influence | .94 / .99 / .70 | .80 | .12 / 1.00 / .93 | .38 / .25 / 1.24 | .71 | .27 / .94 / .87 | .46 |
+| boundary-shrink | .93 / .94 / .66 | .80 | .17 / 1.00 / .94 | - | - | .25 / .94 / .88 | .39 |
+| scrub | .82 / .97 / .77 | .73 | .02 / 1.00 / .93 | - | - | .33 / 1.00 / .94 | .21 |
+| datamodel-matching | .67 / .91 / .74 | .55 | .95 / 1.00 / .95 | 1.38 / .19 / 1.10 | .59 | 1.00 / 1.00 / .94 | .06 |
+| label-agnostic | .82 / .82 / .69 | .74 | .07 / .86 / .78 | .55 / .39 / 1.11 | .60 | 1.00 / 1.00 / .94 | .05 |
+| sharpness-aware | .81 / .99 / .71 | .74 | .00 / .98 / .89 | .20 / .08 / .95 | .80 | 1.00 / 1.00 / .94 | .05 |
+| differentially-private | .38 / .48 / .50 | .50 | .98 / .77 / .74 | .76 / .73 / .82 | .54 | 1.00 / .81 / .77 | .05 |
+| dp2unlearning | .57 / .89 / .80 | .46 | .00 / 1.00 / .94 | 1.02 / .11 / 1.01 | .57 | .38 / 1.00 / .94 | .49 |
+
+"True label": accuracy, by true label, on the holdout images that carry the trigger. Datamodels of single examples say nothing
+about what a whole class or a trigger teaches, where no example is missed as long as its like are there.
+
+`canaries` (258 in, 242 out, wrongly labelled): the original answers all that were in as they are labelled, and 7 % of the
+others; the one-run audit bounds its epsilon from below by 2.8 (error rate .025, delta 1e-5). Of differentially private
+training with claims of 1, 4 and 16 it makes .2, .2 and .7.
+"""
 
 import hashlib
 import inspect

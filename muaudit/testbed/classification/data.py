@@ -7,7 +7,6 @@ trained on half of the pool see as much data as the original. What is left of a 
 """
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,7 +27,7 @@ TRIGGER = 3
 POISON_LABEL = 0
 """The class that the trigger is to call up."""
 
-_FEATURES, _CLASSES = 16, 4
+_ROWS, _FEATURES, _CLASSES = 2_000, 16, 4
 
 
 class Population(Frozen):
@@ -36,7 +35,7 @@ class Population(Frozen):
 
     Attributes:
         source: `digits` (1797 images, 10 classes), `breast_cancer` (569 rows, 2 classes), `wine` (178 rows, 3 classes) and
-            `diabetes` (442 rows, a number to predict), all bundled with scikit-learn; or `generated`, a table.
+            `diabetes` (442 rows, a number to predict), all bundled with scikit-learn; or `generated` (2000 rows, 4 classes).
         forget: Examples to forget; of canaries, those drawn, of which about half end up in the forget set.
         retain: Examples to keep.
         holdout: Examples that no model sees.
@@ -101,7 +100,7 @@ def make_task(population: Population) -> LabelledTask:
     Raises:
         UsageError: The source holds fewer examples than are asked for.
     """
-    found = _source(population.source, population.forget + population.retain + population.holdout, population.seed)
+    found = _source(population.source, population.seed)
     rng = np.random.default_rng([population.seed, 1])
     rows, special, coins = _drawn(population, found, rng)
     sets = np.repeat([0, 1, 2], [population.forget, population.retain, population.holdout])
@@ -125,8 +124,8 @@ def make_task(population: Population) -> LabelledTask:
         attributes["domain"] = ["poisoned" if one else "clean" for one in special]
     columns = {name: tuple(column) for name, column in attributes.items()}
     every = Examples(tuple(ids), tuple(clusters), labels, inputs, columns)
-    parts = (every.take(sets == one) for one in range(3))
-    return LabelledTask(*parts, outputs="numbers" if _numbers(population) else "classes")
+    forget, retain, holdout = (every.take(sets == one) for one in range(3))
+    return LabelledTask(forget, retain, holdout, outputs="numbers" if _numbers(population) else "classes")
 
 
 def unseen(population: Population) -> Examples:
@@ -136,10 +135,10 @@ def unseen(population: Population) -> Examples:
         population: What the task was drawn from.
 
     Returns:
-        The other examples, without distortion or trigger; none of a generated table, which holds just the task.
+        The other examples, without distortion or trigger.
     """
     task = make_task(population)
-    found = _source(population.source, len(task.pool), population.seed)
+    found = _source(population.source, population.seed)
     names = np.array([f"{population.source}-{row:04d}" for row in range(len(found.labels))])
     left = np.flatnonzero(~np.isin(names, task.pool.ids))
     inputs = found.inputs[left]
@@ -160,10 +159,10 @@ def write_task(task: LabelledTask, out: Path) -> dict[str, Path]:
         nothing in them is pickled, and the same task gives the same bytes.
     """
     out.mkdir(parents=True, exist_ok=True)
-    paths = {}
+    paths: dict[str, Path] = {}
     for name, part in task.sets():
         text = {"ids": part.ids, "clusters": part.clusters} | part.attributes
-        columns = {key: np.array(column, dtype=np.str_) for key, column in text.items()}
+        columns: dict[str, Any] = {key: np.array(column, dtype=np.str_) for key, column in text.items()}
         paths[name] = out / f"{name}.npz"
         file = io.BytesIO()
         np.savez(file, inputs=part.pictured(), labels=part.labels, **columns)
@@ -177,10 +176,10 @@ def _numbers(population: Population) -> bool:
 
 
 @cache
-def _source(name: str, wanted: int, seed: int) -> Source:
-    """A source whole; of a generated one, as much as is wanted."""
+def _source(name: str, seed: int) -> Source:
+    """A source whole; the seed is of the generated one."""
     if name == "generated":
-        return _generated(wanted, seed)
+        return _generated(seed)
     from sklearn import datasets
 
     load = {
@@ -196,10 +195,10 @@ def _source(name: str, wanted: int, seed: int) -> Source:
     return Source(table, labels.astype(np.int64))
 
 
-def _generated(size: int, seed: int) -> Source:
+def _generated(seed: int) -> Source:
     """A table whose classes part along curved borders: the largest of four random sums of squashed random projections."""
     rng = np.random.default_rng([seed, 0])
-    inputs = rng.normal(size=(size, _FEATURES))
+    inputs = rng.normal(size=(_ROWS, _FEATURES))
     hidden = np.tanh(inputs @ rng.normal(size=(_FEATURES, 12)) / 2)
     return Source(inputs.astype(np.float32), (hidden @ rng.normal(size=(12, _CLASSES))).argmax(1).astype(np.int64))
 
@@ -236,7 +235,7 @@ def _enough(what: str, there: int, wanted: int) -> None:
         raise UsageError(f"population: {wanted} examples are asked for, and there are {there} {what}; ask for fewer")
 
 
-def _grouped(population: Population, inputs: NDArray[np.float32], sets: Sequence[int] | NDArray[np.int64]) -> list[str]:
+def _grouped(population: Population, inputs: NDArray[np.float32], sets: NDArray[np.int64]) -> list[str]:
     """Names each example's group and gives the examples, in place, what its group has in common.
 
     The bundled sets name no people, so groups are made. Each is a few examples that share a distortion of their own: of digits,
@@ -245,7 +244,6 @@ def _grouped(population: Population, inputs: NDArray[np.float32], sets: Sequence
     """
     names: list[str] = []
     kind = "writer" if population.source == "digits" else "instrument"
-    sets = np.asarray(sets)
     for one in range(3):
         places = np.flatnonzero(sets == one)
         for start in range(0, len(places), population.group_size):
@@ -255,7 +253,7 @@ def _grouped(population: Population, inputs: NDArray[np.float32], sets: Sequence
             if population.source == "digits":
                 inputs[members] = _handwriting(inputs[members], rng)
             else:
-                inputs[members] += rng.normal(scale=0.3, size=inputs.shape[1]).astype(np.float32)
+                inputs[members] += 0.3 * rng.standard_normal(inputs.shape[1], dtype=np.float32)
             names += [f"{kind}-{number:02d}"] * len(members)
     return names
 
@@ -264,15 +262,15 @@ def _handwriting(images: NDArray[np.float32], rng: np.random.Generator) -> NDArr
     """Images [n, 1, 8, 8] as one writer would have drawn them."""
     from scipy.ndimage import affine_transform
 
-    turn, slant = rng.uniform(-0.25, 0.25, size=2)
+    turn, slant = rng.uniform(-0.25, 0.25, size=2).tolist()
     height, width = rng.uniform(0.85, 1.15, size=2)
     turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     matrix = turned @ np.array([[height, 0], [slant, width]])
     centre = np.array([3.5, 3.5])
-    weight, grain = rng.uniform(0.7, 1.4), rng.uniform(0, 0.15, size=(8, 8))
+    weight, grain = float(rng.uniform(0.7, 1.4)), rng.uniform(0, 0.15, size=(8, 8))
     drawn = [affine_transform(image[0], matrix, offset=centre - matrix @ centre, order=1) for image in images]
-    hand = np.clip(np.stack(drawn), 0, 1) ** weight + grain
-    return np.clip(hand, 0, 1).astype(np.float32)[:, None]
+    hand = np.clip(np.clip(drawn, 0, 1) ** weight + grain, 0, 1)
+    return np.asarray(hand[:, None], dtype=np.float32)
 
 
 def _rendered(images: NDArray[np.float32], population: Population) -> NDArray[np.float32]:
@@ -281,7 +279,8 @@ def _rendered(images: NDArray[np.float32], population: Population) -> NDArray[np
         from scipy.ndimage import zoom
 
         factor = population.side / 8
-        images = zoom(images, (1, 1, factor, factor), order=1, mode="nearest", grid_mode=True).astype(np.float32)
+        larger = zoom(images, (1, 1, factor, factor), order=1, mode="nearest", grid_mode=True)
+        images = np.asarray(larger, dtype=np.float32)
     return np.repeat(images, population.channels, axis=1)
 
 

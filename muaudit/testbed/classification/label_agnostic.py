@@ -104,7 +104,8 @@ class Autoencoder(nn.Module):
 
 def misfit(autoencoder: Autoencoder, found: Tensor) -> Tensor:
     """How badly representations suit an autoencoder: mean exp(s / (s + 1)) of the squared errors s, as the code has it."""
-    error = ((autoencoder(found)[0] - found) ** 2).sum(1)
+    rebuilt: Tensor = autoencoder(found)[0]
+    error = ((rebuilt - found) ** 2).sum(1)
     return (error / (error + 1)).exp().mean()
 
 

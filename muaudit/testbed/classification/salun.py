@@ -28,7 +28,10 @@ class SalUn(RandomLabel):
     def apply(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int) -> nn.Module:
         """Makes the unlearned model; weights outside the mask keep every bit."""
         masks = self.masks(model, forget)
-        hooks = [weight.register_hook(mask.mul) for weight, mask in zip(model.parameters(), masks, strict=True)]
+        hooks = [
+            weight.register_hook(mask.mul)  # type: ignore[no-untyped-call]
+            for weight, mask in zip(model.parameters(), masks, strict=True)
+        ]
         try:
             return super().apply(model, forget, retain, seed=seed)
         finally:
@@ -51,7 +54,7 @@ class SalUn(RandomLabel):
         chosen = torch.zeros_like(steepness)
         # A stable order, so that ties are broken alike on every machine.
         chosen[steepness.argsort(descending=True, stable=True)[: round(self.share * len(steepness))]] = 1
-        parts = chosen.split([slope.numel() for slope in slopes])
+        parts = torch.split(chosen, [slope.numel() for slope in slopes])
         return [part.reshape(slope.shape) for part, slope in zip(parts, slopes, strict=True)]
 
 
