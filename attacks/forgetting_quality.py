@@ -16,7 +16,8 @@ from muaudit.likelihood_ratio import margins
 from muaudit.models import ClassifiesMany, Model
 
 if TYPE_CHECKING:
-    from muaudit.shadows import Cohort, Trainer
+    from muaudit.cohorts import Cohort
+    from muaudit.shadows import Trainer
 
 FloatArray = NDArray[np.float64]
 

@@ -124,7 +124,7 @@ class Lira(Attack):
             return False
         if recorded or "ClassifiesInputs" not in capabilities or scored.examples.inputs is None:
             notes.append(
-                f"each example was asked about as it is, without {self.augmentation}: of a model or a shadow model of this audit "
+                f"each example was asked about as it is, without {self.augmentation}: of a model or shadow model of this audit "
                 "only the outputs on the task's examples are known"
             )
             return False

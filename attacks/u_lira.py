@@ -11,6 +11,7 @@ from scipy import special
 
 from muaudit import made, vendor
 from muaudit.attack import Attack, Bench, Measurement, Prepared
+from muaudit.cohorts import Cohort
 from muaudit.errors import NotApplicable, UsageError
 from muaudit.examples import Examples
 from muaudit.likelihood_ratio import (
@@ -26,7 +27,7 @@ from muaudit.models import Classifies, Model
 from muaudit.recipes import Procedure
 
 if TYPE_CHECKING:
-    from muaudit.shadows import Cohort, Trainer
+    from muaudit.shadows import Trainer
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -125,8 +126,11 @@ class ULira(Attack):
         unlearned = trainer.unlearn(shadows, subsets, made.seeds(bench.rng, len(subsets)))
         retrained = trainer.train(shadows.rows & ~subsets, made.seeds(bench.rng, len(subsets)))
         shown = task.pool.take(units)
+        trained, after, never = (margins(models.logits(shown), shown.labels) for models in (shadows, unlearned, retrained))
         seen = Shadows(
-            *(margins(models.logits(shown), shown.labels) for models in (shadows, unlearned, retrained)),
+            trained=trained,
+            unlearned=after,
+            retrained=never,
             trained_on=shadows.rows[:, units],
             forgotten=subsets[:, units],
         )
@@ -144,12 +148,12 @@ class ULira(Attack):
             }
         )
 
-    def _trained(self, bench: Bench, trainer: "Trainer", notes: list[str]) -> "Cohort":
+    def _trained(self, bench: Bench, trainer: "Trainer", notes: list[str]) -> Cohort:
         """The audit's shadow models, if they can be unlearned from; else some of this attack's own."""
         pool = bench.examples.pool
         if bench.open_shadows is not None:
             shadows = bench.shadows()
-            if tuple(shadows.ids) == pool.ids and not shadows.recorded:
+            if isinstance(shadows, Cohort) and shadows.description.pool == pool.digest:
                 return shadows
             notes.append(f"the audit's shadow models cannot unlearn here, so {self.shadows} were trained for this attack")
         rows = balanced_membership(self.shadows, len(pool), int(bench.rng.integers(2**62)), SHARE)
@@ -321,8 +325,14 @@ class Shadows:
 
     def without(self, shadow: int) -> "Shadows":
         """The same but for one shadow."""
-        columns = (self.trained, self.unlearned, self.retrained, self.trained_on, self.forgotten)
-        return Shadows(*(np.delete(column, shadow, axis=0) for column in columns))
+        others = np.arange(len(self.trained)) != shadow
+        return Shadows(
+            self.trained[others],
+            self.unlearned[others],
+            self.retrained[others],
+            self.trained_on[others],
+            self.forgotten[others],
+        )
 
     def _kinds(self) -> tuple[tuple[FloatArray, BoolArray], ...]:
         """For each of `KINDS`: margins, and which models count for which unit."""

@@ -19,7 +19,8 @@ from muaudit.models import Classifies, Model
 from muaudit.results import Transcript
 
 if TYPE_CHECKING:
-    from muaudit.shadows import Cohort, Trainer
+    from muaudit.cohorts import Cohort, RecordedCohort
+    from muaudit.shadows import Trainer
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -47,12 +48,14 @@ class WorstCase(Attack):
     only lowers; a step here is the gradient itself, cut to norm 1.
 
     Without a procedure (or with `mode = "claimed"`), the claimed forget set itself is searched, on every model alike. Each
-    example's margin is ranked among the holdout examples of its class on the same model. Of two halves of the forget set, one
-    shows where ranks are high (by class, attribute, pair of these, and the leaves of a shallow tree on classes and principal
-    components of the inputs); the other is judged where that rule points, and the halves change places. Units are the places
-    in that order, "half 1, rank 3", so that all models have the same. This is honest for two reasons: the half that is judged
-    has no part in the search, so that a rule that won by chance falls back to the average; and what the halves share without
-    residue (a slice that is easier than its class) is found on the references as well, which get the same search.
+    example's margin is ranked among the holdout examples of its class on the same model; or, where the audit has shadow models,
+    what it has beyond its mean over those not trained on it, among all holdout examples, which tells much more. Of two halves
+    of the forget set, one shows where ranks are high (by class, attribute, pair of these, and the leaves of a shallow tree on
+    classes and principal components of the inputs); the other is judged where that rule points, and the halves change places.
+    Units are the places in that order, "half 1, rank 3", so that all models have the same. This is honest for two reasons: the
+    half that is judged has no part in the search, so that a rule that won by chance falls back to the average; and what the
+    halves share without residue (a slice that is easier than its class) is found on the references as well, which get the same
+    search.
 
     Attributes:
         mode: `procedure`, `claimed`, or whichever the audit has what it takes for.
@@ -266,6 +269,7 @@ class WorstCase(Attack):
                 "mode": "claimed",
                 "half": half[codes].tolist(),
                 "components": _components(task, self.components),
+                "expected": [_outside(bench, part) for part in (task.forget, task.holdout)] if bench.open_shadows else None,
                 "notes": [
                     "units are places in the order of a rule that was learned on the other half of the forget set, anew on "
                     "every model; what a reference's rule finds, it finds without residue"
@@ -297,7 +301,10 @@ class WorstCase(Attack):
         """The claimed forget set's worst places on one model."""
         task, halves = prepared.examples, np.array(prepared.data["half"])
         forget, holdout = (margins(model.logits(part), part.labels) for part in (task.forget, task.holdout))
-        ranks = class_ranks(forget, task.forget.labels, holdout, task.holdout.labels)
+        if (expected := prepared.data["expected"]) is not None:
+            ranks = membership.ranks(forget - np.array(expected[0]), holdout - np.array(expected[1]))
+        else:
+            ranks = class_ranks(forget, task.forget.labels, holdout, task.holdout.labels)
         slices, features = self._slices(task.forget, np.array(prepared.data["components"]))
         units, leakage, told, transcripts = [], [], [], {}
         for half in (0, 1):
@@ -370,6 +377,20 @@ def class_ranks(scores: ArrayLike, labels: ArrayLike, holdout: ArrayLike, holdou
     return ranked
 
 
+def _outside(bench: Bench, examples: Examples) -> list[float]:
+    """Mean margin of each example under shadow models that were not trained on it."""
+    cohort = bench.shadows()
+    places = {name: place for place, name in enumerate(cohort.ids)}
+    outside = ~cohort.rows[:, [places[name] for name in examples.ids]]
+    if not outside.any(0).all():
+        raise UsageError(
+            "an example is in the training set of every shadow model: train them on balanced halves (muaudit shadow)"
+        )
+    scores = margins(cohort.logits(examples), examples.labels)
+    means: list[float] = (np.where(outside, scores, 0.0).sum(0) / outside.sum(0)).tolist()
+    return means
+
+
 def _components(task: LabelledTask, count: int) -> list[list[float]]:
     """Principal components of the forget examples' inputs, in standard deviations of forget and holdout examples together."""
     if not count or task.forget.inputs is None or task.holdout.inputs is None:
@@ -437,7 +458,7 @@ class Ground:
         """One model trained without each subset [M, n]."""
         return self.trainer.train(self._rows(~subsets), self._seeds(len(subsets)))
 
-    def margins(self, cohort: "Cohort") -> FloatArray:
+    def margins(self, cohort: "Cohort | RecordedCohort") -> FloatArray:
         """Margins of all examples [M, n]."""
         return margins(cohort.logits(self.examples), self.examples.labels)
 

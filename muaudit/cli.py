@@ -191,7 +191,8 @@ def reference(audit: Path, count: int, with_forget_set: bool, out: Path, as_json
         return
     for one in made:
         click.echo(f"{one.path}  {one.digest[:16]}  trained on {one.examples} examples")
-    click.echo('next   name each in audit.toml: [[references]] kind = "classifier", path = ...')
+    table = "[original]" if with_forget_set else "[[references]]"
+    click.echo(f"next   {table} of {audit.name}: kind = {json.dumps(made[0].kind)}, path = {_beside(made[0].path, audit)}")
 
 
 @main.command()
@@ -213,7 +214,7 @@ def shadow(audit: Path, count: int | None, out: Path, as_json: bool) -> None:
         put_json(made.model_dump(mode="json"))
         return
     click.echo(f"{made.path}  {made.digest[:16]}  {made.models} models, each trained on half of {made.examples} examples")
-    click.echo("next   name the folder in audit.toml: [shadows] path = ...")
+    click.echo(f"next   [shadows] of {audit.name}: path = {_beside(made.path, audit)}")
 
 
 @main.command()
@@ -381,6 +382,11 @@ def testbed_build(out: Path, preset: str, models: tuple[str, ...], workers: int,
         return
     for name, path in paths.items():
         click.echo(f"{name:<16} {path}")
+
+
+def _beside(path: str, audit: Path) -> str:
+    """A path as audit.toml writes it, from its own folder."""
+    return json.dumps(os.path.relpath(path, audit.parent), ensure_ascii=False)
 
 
 @contextmanager

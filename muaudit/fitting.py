@@ -59,9 +59,9 @@ class Batches:
                 places = block[step]
                 if drawn:
                     columns, lines = (torch.stack([one[kind][step] for one in drawn]) for kind in (0, 1))
-                    yield self._changed(places, columns, lines), self._labels[places]
+                    yield self._changed(places, columns, lines), _taken(self._labels, places)
                 else:
-                    yield self._inputs[places], self._labels[places]
+                    yield _taken(self._inputs, places), _taken(self._labels, places)
 
     def _order(self, model: int) -> Tensor:
         """Places in the pool of one model's next batches [_BLOCK, B]."""
@@ -85,6 +85,11 @@ class Batches:
     def _changed(self, places: Tensor, columns: Tensor, lines: Tensor) -> Tensor:
         channels = torch.arange(self._size[0])[:, None, None]
         return self._inputs[places[..., None, None, None], channels, lines[..., None, :, None], columns[..., None, None, :]]
+
+
+def _taken(values: Tensor, places: Tensor) -> Tensor:
+    """`values[places]`, several times as fast."""
+    return values.index_select(0, places.reshape(-1)).reshape(*places.shape, *values.shape[1:])
 
 
 def _generator(seed: int, purpose: str) -> torch.Generator:

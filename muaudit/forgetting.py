@@ -305,8 +305,8 @@ def advantage(unlearned: ArrayLike, retrained: ArrayLike, *, seed: int, folds: i
                 -(((judged - mean) / spread) ** 2) / 2 - np.log(spread) for mean, spread in zip(means, spreads, strict=True)
             )
             called[number] += ((first > second).sum(0) + (first >= second).sum(0)) / 2  # a tie is half a call
-    rates: FloatArray = called / np.array([[len(side)] for side in populations])
-    return rates[0] - rates[1]
+    difference: FloatArray = called[0] / len(populations[0]) - called[1] / len(populations[1])
+    return difference
 
 
 # ---- divergence of margins ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from muaudit.examples import Examples
 from muaudit.store import write_atomically
 
 if TYPE_CHECKING:
-    from muaudit.shadows import Cohort
+    from muaudit.cohorts import Cohort
 
 
 def seeds(rng: np.random.Generator, count: int) -> list[int]:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from muaudit import attack as attacks
 from muaudit import config, policy, preset, series, store, vendor
 from muaudit.compute import resolve_device
-from muaudit.config import AuditConfig, ClassifierConfig, EndpointConfig, ExamplesTask, RecordedConfig
+from muaudit.config import AuditConfig, ClassifierConfig, EndpointConfig, ExamplesTask, RecordedConfig, TrainingConfig
 from muaudit.errors import UsageError
 from muaudit.examples import LabelledTask
 from muaudit.manifest import manifest, manifest_digest
@@ -100,12 +100,12 @@ class PlannedStep(Frozen):
     plan: Plan
 
 
-def out_folder(settings: AuditConfig, base: Path) -> Path:
+def out_folder(settings: AuditConfig | TrainingConfig, base: Path) -> Path:
     """The audit's output folder."""
     return base / settings.run.out
 
 
-def store_folder(settings: AuditConfig, base: Path) -> Path:
+def store_folder(settings: AuditConfig | TrainingConfig, base: Path) -> Path:
     """Where results are kept by content; audits that share references can share it."""
     return base / settings.run.store if settings.run.store else out_folder(settings, base) / "store"
 

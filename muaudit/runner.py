@@ -195,7 +195,7 @@ class _Run:
         outcomes = self._measure([job for known in ready.values() for job in self._jobs(*known)])
         for name, (entry, _, lineup) in ready.items():
             found = {outcome.role: outcome for outcome in outcomes if outcome.name == name}
-            rows[name] = self._compare(entry, found, () if lineup is None else lineup.notes)
+            rows[name] = self._compare(entry, found, lineup)
         return [finding for entry in self.plan.attacks for finding in rows[entry.name]]
 
     def _prepare(self, entry: PlannedAttack) -> Prepared:
@@ -273,7 +273,7 @@ class _Run:
         references = [role for role in self.models if role.startswith("reference")]
         return references[-1] if _attack(entry).calibrates and len(references) > 1 else None
 
-    def _compare(self, entry: PlannedAttack, outcomes: dict[str, Outcome], notes: tuple[str, ...]) -> list[Finding]:
+    def _compare(self, entry: PlannedAttack, outcomes: dict[str, Outcome], lineup: Lineup | None) -> list[Finding]:
         if skipped := [f"the {one.role}: {one.error}" for one in outcomes.values() if one.skipped and one.role != "original"]:
             return [unmeasured(entry.name, Verdict.SKIPPED, skipped[0])]
         if failed := [f"{outcome.role}: {outcome.error}" for outcome in outcomes.values() if outcome.error]:
@@ -288,8 +288,9 @@ class _Run:
                 self.plan.policy,
                 seed=compute.seed_of(self.plan.config.run.seed, entry.name, "compare"),
             )
-            if (spare := self._spare(entry)) is not None:
-                notes = (*notes, f"{spare} calibrates this attack and is not compared")
+            notes: tuple[str, ...] = () if lineup is None else lineup.notes
+            if lineup is None and (spare := self._spare(entry)) is not None:
+                notes = (f"{spare} calibrates this attack and is not compared",)
             return [finding.model_copy(update={"notes": (*finding.notes, *notes)}) for finding in findings]
         except Exception as error:  # noqa: BLE001 - one attack's fault must not lose the others
             return [unmeasured(entry.name, Verdict.ERROR, _told(error))]

@@ -123,7 +123,7 @@ class Trainer:
         mask = np.asarray(given, dtype=bool)
         if mask.ndim != 2 or mask.shape != (len(seeds), len(self.pool)) or not len(seeds):
             raise UsageError(
-                f"{what} of shape {list(mask.shape)}, but there are {len(seeds)} seeds and {len(self.pool)} examples; give [M, N]"
+                f"{what} of shape {list(mask.shape)}, with {len(seeds)} seeds and {len(self.pool)} examples; give [M, N]"
             )
         if not mask.any(axis=1).all():
             raise UsageError(f"{what}: model {int(np.argmin(mask.any(axis=1)))} has no example at all; give it some")

@@ -260,7 +260,7 @@ class Stack:
                 tensors = load(source)
                 self._names, self._read = list(tensors), tensors.__getitem__
             else:
-                file = safe_open(source, framework="numpy")  # reads no more than is asked for
+                file: Any = safe_open(source, framework="numpy")  # reads no more than is asked for
                 self._names, self._read = list(file.keys()), file.get_tensor
             self.header = Header.model_validate_json(self._read("header").tobytes())
             self.rows: NDArray[np.bool_] = self._read("rows").astype(bool)

@@ -24,7 +24,7 @@ path = {target}
 {references}
 [policy]
 name = {policy:<26} # a shipped policy, or the path of your own
-# margins = {{ memorization = 0.05 }}
+# margins = {{ {margin} = 0.05 }}
 
 {attacks}
 [run]
@@ -85,11 +85,11 @@ learning_rate = 3e-4              # small models from scratch; 1e-5 is usual for
 
 _CLASSIFIER_ATTACKS = """\
 [attacks.unlearning_metrics]      # every parameter: muaudit attacks unlearning_metrics
-[attacks.population]              # membership without shadow models
-# [attacks.lira]                  # membership with them
+[attacks.lira]                    # the strongest membership attack; skipped, and the report says so, without [shadows]
+[attacks.population]              # membership without shadow models; much weaker
 """
 
-_NO_PRESET = '# preset = "language"             # the whole battery at once; `muaudit attacks` lists attacks and presets\n'
+_NO_PRESET = "# preset = {preset:<22} # the whole battery at once; `muaudit attacks` lists attacks and presets\n"
 
 _NO_RETAIN = '# retain = "retain"               # another file like it; shows collateral damage\n'
 
@@ -114,9 +114,18 @@ _NO_KEY = """
 _PRESET_ATTACKS = "# [attacks.memorization]          # a section here changes the preset's\n"
 
 _PARTS = {
-    "causal_lm": {"policy": "standard", "task": _FACTS, "options": _LANGUAGE_MODEL, "attacks": _ATTACKS},
+    "causal_lm": {
+        "preset": "language",
+        "policy": "standard",
+        "margin": "memorization",
+        "task": _FACTS,
+        "options": _LANGUAGE_MODEL,
+        "attacks": _ATTACKS,
+    },
     "classifier": {
+        "preset": "classification",
         "policy": "classification",
+        "margin": "lira",
         "task": _EXAMPLES,
         "options": _CLASSIFIER + _TRAINING,
         "attacks": _CLASSIFIER_ATTACKS,
@@ -186,7 +195,8 @@ def write(
         kind=kind,
         task=parts["task"].format(**files),
         options=parts["options"],
-        preset=f"preset = {json.dumps(preset)}\n" if preset else _NO_PRESET,
+        preset=f"preset = {json.dumps(preset)}\n" if preset else _NO_PRESET.format(preset=json.dumps(parts["preset"])),
+        margin=parts["margin"],
         attacks=_PRESET_ATTACKS if preset else parts["attacks"],
         target=told(target),
         original=f'[original]\nkind = "{kind}"\npath = {told(original)}\n' if original else _NO_ORIGINAL.format(kind=kind),

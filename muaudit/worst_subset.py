@@ -177,7 +177,7 @@ def tree_slices(
     grown = DecisionTreeRegressor(max_depth=depth, min_samples_leaf=smallest, random_state=0)
     grown.fit(values[learn], np.asarray(scores, dtype=np.float64)[learn])
     tree, leaf = grown.tree_, grown.apply(values)
-    binary = np.isin(values, (0, 1)).all(0)
+    binary: BoolArray = ((values == 0) | (values == 1)).all(0)
     leaves: list[Slice] = []
 
     def descend(node: int, words: tuple[str, ...]) -> None:

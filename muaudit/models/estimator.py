@@ -73,7 +73,7 @@ class Estimator(_Stored):
         """Opens a stored classifier.
 
         Args:
-            path: A file that skops.io.dump wrote.
+            path: A file that skops.io.dump wrote, or a folder with exactly one.
             batch_size: Most inputs at a time; it changes no result.
 
         Returns:
@@ -125,7 +125,7 @@ class EstimatorRegressor(_Stored):
         """Opens a stored regressor.
 
         Args:
-            path: A file that skops.io.dump wrote.
+            path: A file that skops.io.dump wrote, or a folder with exactly one.
             batch_size: Most inputs at a time; it changes no result.
 
         Returns:
@@ -155,7 +155,7 @@ def load_estimator(path: Path) -> Any:  # noqa: ANN401 - scikit-learn is untyped
     """Loads a fitted estimator that skops stored.
 
     Args:
-        path: The file.
+        path: The file, or a folder with exactly one.
 
     Returns:
         The estimator; it computes in one process, since the order of sums over several would change last bits.
@@ -164,6 +164,7 @@ def load_estimator(path: Path) -> Any:  # noqa: ANN401 - scikit-learn is untyped
         ModelError: It cannot be loaded safely, was stored by another version of scikit-learn, or is not fitted.
         EnvironmentFault: skops or scikit-learn is not installed.
     """
+    path = _file(path)
     refuse_pickles(path)
     try:
         import sklearn.exceptions
@@ -194,6 +195,15 @@ def load_estimator(path: Path) -> Any:  # noqa: ANN401 - scikit-learn is untyped
             f"{path}: cannot be loaded ({first_line(error)}); store a fitted estimator with skops.io.dump, by the version of "
             "scikit-learn that is installed here"
         ) from error
+
+
+def _file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("*.skops"))
+    if len(found) != 1:
+        raise ModelError(f"{path}: {len(found)} .skops files, and a model is one; name the file")
+    return found[0]
 
 
 def _is_own_class(name: str) -> bool:

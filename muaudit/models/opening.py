@@ -22,14 +22,15 @@ def make_of(path: Path) -> Make:
         path: Its file or folder.
 
     Returns:
-        "estimator" for a .skops file, "onnx" for an .onnx file or a folder with one, "network" for all else.
+        "estimator" for a .skops file or a folder with one, "onnx" for an .onnx file or a folder with one, "network" for all
+        else.
 
     Raises:
         ModelError: There is nothing at the path.
     """
     if not path.exists():
         raise ModelError(f"{path}: no such file or folder; check the model's path in audit.toml")
-    if path.suffix == ".skops":
+    if path.suffix == ".skops" or (path.is_dir() and any(path.glob("*.skops"))):
         return "estimator"
     if path.suffix == ".onnx" or (path.is_dir() and any(path.glob("*.onnx")) and not any(path.glob("*.safetensors"))):
         return "onnx"

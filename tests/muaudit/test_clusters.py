@@ -11,12 +11,14 @@ import pytest
 
 pytest.importorskip("torch")
 
-from digits_pool import digits  # noqa: E402
+from digits_pool import digits
 
-from muaudit.compute import spread  # noqa: E402
-from muaudit.errors import EnvironmentFault, ModelError  # noqa: E402
-from muaudit.recipes import TorchRecipe  # noqa: E402
-from muaudit.shadows import Trainer  # noqa: E402
+from muaudit.compute import spread
+from muaudit.errors import EnvironmentFault, ModelError
+from muaudit.recipes import TorchRecipe
+from muaudit.shadows import Trainer
+
+pytestmark = pytest.mark.long
 
 MEMORY = 80 * 2**20
 """Bytes of Ray's object store on each node; the least that it takes is 75 MiB."""

