@@ -3,8 +3,8 @@
     python benchmarks/membership_battery.py [SECTION ...] [--out FOLDER] [--workers 2] [--write docs/membership.md]
 
 Sections: `shadows` (LiRA and RMIA with 2, 4, 16 and 64 shadow models), `methods` (every unlearning method of the testbed
-`digits` against every attack), `honest` (retrains and SISA over ten seeds), `worst` (worst-case subsets against random ones)
-and `epsilon` (lower bounds against claims). With --write, each goes between its own markers of a document.
+`digits` against every attack), `honest` (retrains and SISA over ten seeds) and `worst` (worst-case subsets against random
+ones). With --write, each goes between its own markers of a document. Claims of epsilon: `privacy_claims.py`.
 """
 
 import argparse
@@ -204,36 +204,8 @@ def worst(out: Path, workers: int) -> Table:
     return lines
 
 
-def epsilon(out: Path, workers: int) -> Table:
-    """Lower bounds on mislabelled canaries against claims, over ten seeds: private training, and none that claims epsilon 1."""
-    lines = [
-        "| training | claim | refuted | lower bound, mean (largest) | could have been shown |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    references = [f"reference-{number}" for number in range(1, 5)]
-    kinds = [(f"differentially-private-epsilon-{claim}", float(claim)) for claim in (1, 4, 16)] + [("original", 1.0)]
-    for kind, claim in kinds:
-        names = [f"{kind}-{seed}" for seed in SEEDS]
-        paths = build(PRESETS["canaries"], out / "canaries", ["original", *references, *names], jobs=workers)
-        tests = []
-        for name in names:
-            values = settings(
-                paths, name, out, workers, attacks={"empirical_epsilon": {"claim": {"epsilon": claim, "delta": 1e-5}}}
-            )
-            report = audit(values | {"shadows": None, "recipe": None, "original": None}, name)
-            tests.append(next(finding for finding in report.findings if finding.measures == "claim"))
-        refuted = sum(finding.verdict is Verdict.FAIL for finding in tests)
-        bounds = [finding.claim.lower_bound for finding in tests if finding.claim]
-        most = max(finding.claim.detectable for finding in tests if finding.claim)
-        what = "private" if kind != "original" else "not private"
-        lines.append(
-            f"| {what} | {claim:g} | {refuted} of {len(tests)} | {np.mean(bounds):.2f} ({max(bounds):.2f}) | {most:.2f} |"
-        )
-    return lines
-
-
 SECTIONS: dict[str, Callable[[Path, int], Table]] = {
-    "shadows": shadows, "methods": methods, "honest": honest, "worst": worst, "epsilon": epsilon,
+    "shadows": shadows, "methods": methods, "honest": honest, "worst": worst,
 }  # fmt: skip
 
 

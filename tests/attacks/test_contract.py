@@ -31,8 +31,8 @@ NAMES = [name for name, found in attacks.registry().items() if isinstance(found,
 BEDS = {"recovery": "corrupted"}
 """Where an attack's language models come from, if not from the testbed `lineage`."""
 
-ENOUGH = {"references": 4}
-"""An attack that trains its own references trains one more here, for the honest retrain."""
+SIZES = {"worst_case": {"references": 4}, "forgetting_quality": {"populations": 4, "models": 32}}
+"""Attacks that train their own references train one more here, for the honest retrain."""
 
 
 class Subject:
@@ -76,8 +76,7 @@ class Subject:
 def subject(request: pytest.FixtureRequest, testbed: Build) -> Subject:
     found = attacks.registry()[request.param]
     assert isinstance(found, attacks.Registered)
-    own = ENOUGH if ENOUGH.keys() <= found.attack.model_fields.keys() else {}
-    attack = found.attack.model_validate(own)
+    attack = found.attack.model_validate(SIZES.get(request.param, {}))
     if not attack.missing(CausalLM):
         return Subject(attack, LanguageBed(testbed, BEDS.get(attack.name, "lineage")))
     digits: ExamplesBed = request.getfixturevalue("digits_audit")

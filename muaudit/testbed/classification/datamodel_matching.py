@@ -80,9 +80,10 @@ def effects(outputs: Tensor, member: NDArray[np.bool_], threshold: float) -> Ten
     """
     signs = torch.from_numpy(np.where(member, 1.0, -1.0)).to(outputs.dtype)
     difference = torch.einsum("mi,mxc->ixc", signs, outputs) * 2 / len(signs)
-    # Within the two groups, what the difference of their means explains is not noise.
-    noise = (outputs.var(0, unbiased=True) - difference**2 / 4).clamp_min(0)
-    error = 2 * (noise / len(signs)).sqrt()
+    # Of the sum of squares, what the difference of the two groups' means explains is not noise.
+    models = len(signs)
+    noise = (((models - 1) * outputs.var(0) - models * difference**2 / 4) / (models - 2)).clamp_min(0)
+    error = 2 * (noise / models).sqrt()
     return difference.sign() * (difference.abs() - threshold * error).clamp_min(0)
 
 
