@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pydantic import Field
 from scipy import special
 
@@ -26,9 +26,6 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
-FEW_IN_CLASS = 10
-"""With fewer holdout examples of its class, an example is ranked among the holdout examples of all classes."""
-
 
 class WorstCase(Attack):
     """Searches where forgetting is worst, and judges what it found on models that the search never saw.
@@ -48,14 +45,14 @@ class WorstCase(Attack):
     only lowers; a step here is the gradient itself, cut to norm 1.
 
     Without a procedure (or with `mode = "claimed"`), the claimed forget set itself is searched, on every model alike. Each
-    example's margin is ranked among the holdout examples of its class on the same model; or, where the audit has shadow models,
-    what it has beyond its mean over those not trained on it, among all holdout examples, which tells much more. Of two halves
-    of the forget set, one shows where ranks are high (by class, attribute, pair of these, and the leaves of a shallow tree on
-    classes and principal components of the inputs); the other is judged where that rule points, and the halves change places.
-    Units are the places in that order, "half 1, rank 3", so that all models have the same. This is honest for two reasons: the
-    half that is judged has no part in the search, so that a rule that won by chance falls back to the average; and what the
-    halves share without residue (a slice that is easier than its class) is found on the references as well, which get the same
-    search.
+    example's margin is set against what the holdout examples on the same model say of such an example (a ridge regression on
+    class, principal components of the inputs and, where the audit has shadow models, the mean margin under those not trained
+    on the example: that tells most), and what it has beyond is ranked among the holdout examples. Of two halves of the forget
+    set, one shows where ranks are high (by class, attribute, pair of these, and the leaves of a shallow tree on classes and
+    components); the other is judged where that rule points, and the halves change places. Units are the places in that order,
+    "half 1, rank 3", so that all models have the same. This is honest for two reasons: the half that is judged has no part in
+    the search, so that a rule that won by chance falls back to the average; and what the halves share without residue (a slice
+    that is easier than its class) is found on the references as well, which get the same search.
 
     Attributes:
         mode: `procedure`, `claimed`, or whichever the audit has what it takes for.
@@ -269,7 +266,7 @@ class WorstCase(Attack):
                 "mode": "claimed",
                 "half": half[codes].tolist(),
                 "components": _components(task, self.components),
-                "expected": [_outside(bench, part) for part in (task.forget, task.holdout)] if bench.open_shadows else None,
+                "expected": _outside(bench, Examples.joined([task.forget, task.holdout])) if bench.open_shadows else [],
                 "notes": [
                     "units are places in the order of a rule that was learned on the other half of the forget set, anew on "
                     "every model; what a reference's rule finds, it finds without residue"
@@ -300,16 +297,19 @@ class WorstCase(Attack):
     def _searched(self, model: Classifies, prepared: Prepared) -> Measurement:
         """The claimed forget set's worst places on one model."""
         task, halves = prepared.examples, np.array(prepared.data["half"])
-        forget, holdout = (margins(model.logits(part), part.labels) for part in (task.forget, task.holdout))
-        if (expected := prepared.data["expected"]) is not None:
-            ranks = membership.ranks(forget - np.array(expected[0]), holdout - np.array(expected[1]))
-        else:
-            ranks = class_ranks(forget, task.forget.labels, holdout, task.holdout.labels)
-        slices, features = self._slices(task.forget, np.array(prepared.data["components"]))
+        shown = Examples.joined([task.forget, task.holdout])
+        forget, names, features = np.arange(len(shown)) < len(task.forget), *_features(shown, prepared.data["components"])
+        known = [features, *(np.array([column]).T for column in [prepared.data["expected"]] if column)]
+        beyond = worst_subset.beyond_difficulty(
+            margins(model.logits(shown), shown.labels), np.concatenate(known, axis=1), ~forget
+        )
+        ranks = membership.ranks(beyond[forget], beyond[~forget])
+        columns: dict[str, Sequence[Any]] = {"label": task.forget.labels.tolist(), **task.forget.attributes}
+        slices = worst_subset.column_slices(columns, self.smallest)
         units, leakage, told, transcripts = [], [], [], {}
         for half in (0, 1):
             judge = halves == half
-            leaves = worst_subset.tree_slices(*features, ranks, ~judge, depth=self.depth, smallest=self.smallest)
+            leaves = worst_subset.tree_slices(features[forget], names, ranks, ~judge, depth=self.depth, smallest=self.smallest)
             rule = worst_subset.learned_rule([*slices, *leaves], ranks, task.forget.clusters, ~judge, smallest=self.smallest)
             count = max(1, round(self.share * len({task.forget.clusters[place] for place in np.flatnonzero(judge)})))
             for place, rows in enumerate(worst_subset.slots(rule.expected, task.forget.clusters, judge, count), start=1):
@@ -328,18 +328,15 @@ class WorstCase(Attack):
             notes=(*prepared.data["notes"], *told),
         )
 
-    def _slices(
-        self, forget: Examples, components: FloatArray
-    ) -> tuple[list[worst_subset.Slice], tuple[FloatArray, list[str]]]:
-        """The slices by columns, and the tree's features with their names."""
-        columns: dict[str, Sequence[Any]] = {"label": forget.labels.tolist(), **forget.attributes}
-        classes = np.unique(forget.labels)
-        parts = [(forget.labels[:, None] == classes).astype(np.float64)]
-        names = [f"label {label}" for label in classes]
-        if components.size:
-            parts.append(components)
-            names += [f"component {number + 1}" for number in range(components.shape[1])]
-        return worst_subset.column_slices(columns, self.smallest), (np.concatenate(parts, axis=1), names)
+
+def _features(examples: Examples, components: Sequence[Sequence[float]]) -> tuple[list[str], FloatArray]:
+    """What a tree may ask of examples: one column a class, and their components."""
+    classes = np.unique(examples.labels)
+    parts, names = [(examples.labels[:, None] == classes).astype(np.float64)], [f"label {label}" for label in classes]
+    if components:
+        parts.append(np.array(components))
+        names += [f"component {number + 1}" for number in range(len(components[0]))]
+    return names, np.concatenate(parts, axis=1)
 
 
 def _told(examples: Examples, rank: float) -> Transcript:
@@ -347,34 +344,13 @@ def _told(examples: Examples, rank: float) -> Transcript:
     return Transcript(
         prompt=shown,
         expected=", ".join(str(label) for label in np.unique(examples.labels)),
-        output=f"above {rank:.1%} of the holdout examples of its class",
+        output=f"surer than expected, by more than {rank:.1%} of the holdout examples",
     )
 
 
 def _trained(task: LabelledTask) -> Examples:
     """What the original was trained on: forget and retain set."""
     return Examples.joined([task.forget, task.retain])
-
-
-def class_ranks(scores: ArrayLike, labels: ArrayLike, holdout: ArrayLike, holdout_labels: ArrayLike) -> FloatArray:
-    """Each score's rank among the holdout examples of its class, so that easy classes do not look remembered.
-
-    Args:
-        scores: [n], larger means member.
-        labels: Classes [n].
-        holdout: Scores of examples that no model saw [m].
-        holdout_labels: Their classes [m].
-
-    Returns:
-        [n] in [0, 1]; of a class with fewer than `FEW_IN_CLASS` holdout examples, the rank among all.
-    """
-    mine, others = np.asarray(scores, dtype=np.float64), np.asarray(holdout, dtype=np.float64)
-    own, theirs = np.asarray(labels), np.asarray(holdout_labels)
-    ranked = membership.ranks(mine, others)
-    for label in np.unique(own):
-        if (theirs == label).sum() >= FEW_IN_CLASS:
-            ranked[own == label] = membership.ranks(mine[own == label], others[theirs == label])
-    return ranked
 
 
 def _outside(bench: Bench, examples: Examples) -> list[float]:
@@ -392,7 +368,7 @@ def _outside(bench: Bench, examples: Examples) -> list[float]:
 
 
 def _components(task: LabelledTask, count: int) -> list[list[float]]:
-    """Principal components of the forget examples' inputs, in standard deviations of forget and holdout examples together."""
+    """Principal components of the forget and holdout examples' inputs, in standard deviations."""
     if not count or task.forget.inputs is None or task.holdout.inputs is None:
         return []
     try:
@@ -401,7 +377,7 @@ def _components(task: LabelledTask, count: int) -> list[list[float]]:
         raise EnvironmentFault("worst_case's tree needs scikit-learn: pip install 'muaudit[models]'") from None
     inputs = np.concatenate([part.pictured().reshape(len(part), -1) for part in (task.forget, task.holdout)])
     found = PCA(min(count, *inputs.shape), whiten=True, random_state=0).fit_transform(inputs.astype(np.float64))
-    return [[round(float(value), 6) for value in row] for row in found[: len(task.forget)]]
+    return [[round(float(value), 6) for value in row] for row in found]
 
 
 @dataclass

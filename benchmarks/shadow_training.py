@@ -1,6 +1,6 @@
 """Speed of shadow training: many models at once against one by one, and two workers against one.
 
-    python benchmarks/shadow_training.py            # everything, about ten minutes on two cores that do nothing else
+    python benchmarks/shadow_training.py            # everything, about a quarter of an hour on two idle cores
     python benchmarks/shadow_training.py --quick    # fewer steps and repeats: does it run?
 
 Every process computes with one thread. The two sides take turns; the median of the repeats counts. `chosen` trains as a recipe

@@ -64,6 +64,7 @@ def trainer(settings: TrainingConfig, task: LabelledTask, base: Path, store: Pat
     return Trainer(
         recipe=settings.recipe, procedure=None, pool=task.pool, folder=store, base=base, workers=settings.run.workers,
         backend=settings.run.backend, address=settings.run.address, progress=progress,
+        threads=settings.run.threads,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from muaudit import vendor
-from muaudit.errors import ModelError, NotApplicable
+from muaudit.errors import ModelError, NotApplicable, UsageError
 from muaudit.examples import Examples, Outputs
 from muaudit.recipes import Procedure, Recipe, rows_digest
 from muaudit.results import Frozen
@@ -58,6 +58,23 @@ class Description(Frozen):
     rows: str
     base: str | None
     versions: dict[str, str]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Reads a cohort's `cohort.json`.
+
+        Raises:
+            ModelError: There is none, or it is something else.
+        """
+        try:
+            return cls.model_validate_json((folder / DESCRIPTION).read_bytes())
+        except OSError as error:
+            raise ModelError(
+                f"{folder}: no {DESCRIPTION} that can be read here ({error.strerror}); `muaudit shadow` writes one"
+            ) from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]["msg"]
+            raise ModelError(f"{folder / DESCRIPTION}: not a description of models ({first}); train them again") from error
 
     @property
     def labels(self) -> Outputs:
@@ -116,15 +133,7 @@ class Cohort:
         Raises:
             ModelError: It is not a whole cohort.
         """
-        try:
-            return cls(folder, Description.model_validate_json((folder / DESCRIPTION).read_bytes()))
-        except OSError as error:
-            raise ModelError(
-                f"{folder}: no {DESCRIPTION} that can be read here ({error.strerror}); `muaudit shadow` writes one"
-            ) from error
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]["msg"]
-            raise ModelError(f"{folder / DESCRIPTION}: not a description of models ({first}); train them again") from error
+        return cls(folder, Description.read(folder))
 
     def __len__(self) -> int:
         """How many models these are."""
@@ -376,3 +385,31 @@ def open_cohort(path: Path) -> Cohort | RecordedCohort:
         ModelError: It is neither.
     """
     return Cohort.open(path) if path.is_dir() else RecordedCohort(path)
+
+
+def refuse_others(path: Path, shown: str, pool: Examples) -> None:
+    """Refuses shadow models of other examples than a task's; the models themselves are not opened.
+
+    Args:
+        path: A cohort's folder, or an npz of outputs.
+        shown: What to call it in errors.
+        pool: The task's examples: all of them, or some of those that the models were trained on or kept from.
+
+    Raises:
+        UsageError: An example is unknown to the models, or other examples bear the same names.
+        ModelError: It is neither.
+    """
+    mend = "train them on this task: muaudit shadow"
+    said = Description.read(path) if path.is_dir() else None
+    ids = RecordedCohort(path).ids if said is None else said.ids
+    known = set(ids)
+    if unknown := [name for name in pool.ids if name not in known]:
+        raise UsageError(
+            f"{shown}: example {unknown[0]!r} of the task is not among those that these shadow models were trained on or kept "
+            f"from; {mend}"
+        )
+    if said is not None and said.ids == pool.ids and said.pool != pool.digest:
+        raise UsageError(
+            f"{shown}: these shadow models were trained on examples of the same names, but with other inputs, labels or "
+            f"attributes; {mend}"
+        )

@@ -203,6 +203,9 @@ _FITTING = {
 }
 """Kinds of models by kind of task."""
 
+_KINDS = {*_FITTING, *(kind for kinds in _FITTING.values() for kind in kinds), "torch", "sklearn", "python"}
+"""Of tasks, models and recipes."""
+
 WEIGHTLESS = ("recorded", "endpoint")
 """Kinds of models that are not computed here: they need neither torch nor a device."""
 
@@ -434,7 +437,7 @@ def _fault(error: ValidationError) -> str:
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     # pydantic puts the chosen kind into the path of a tagged union; the user did not write it there.
     tag = {"task": 1, "target": 1, "original": 1, "references": 2, "recipe": 1}.get(str(next(iter(first["loc"]), "")))
-    path = [str(part) for place, part in enumerate(first["loc"]) if place != tag]
+    path = [str(part) for place, part in enumerate(first["loc"]) if place != tag or part not in _KINDS]
     key = ".".join(path) or "the file"
     if first["type"] == "missing":
         return f"key {key!r} is missing; add it"

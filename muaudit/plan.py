@@ -145,7 +145,7 @@ def make(settings: AuditConfig, base: Path) -> Plan:
         task_digest=task.digest,
         versions=dict(_versions()),
         code=tuple(_code_records(settings, base)),
-        shadows=_shadows_digest(settings, base),
+        shadows=_shadows_digest(settings, task, base),
         steps=tuple(PlannedStep(name=name, plan=make(step, base)) for name, step in series.earlier(settings)),
     )
 
@@ -168,7 +168,7 @@ def check(plan: Plan, base: Path) -> None:
     Raises:
         UsageError: A model, a task file, a version or the device is not the planned one.
     """
-    now = make(plan.config, base)
+    now = _in_order(make(plan.config, base), plan)
     for old, new in zip(plan.models, now.models, strict=True):
         if old.digest != new.digest:
             raise UsageError(f"{old.role}: {_changed(old, new)}; the plan froze another model: restore it, or plan anew")
@@ -182,6 +182,15 @@ def check(plan: Plan, base: Path) -> None:
     if plan != now:
         different = next(key for key in Plan.model_fields if getattr(plan, key) != getattr(now, key))
         raise UsageError(f"the plan's {different!r} is not what this installation would plan; run `muaudit plan` again")
+
+
+def _in_order(plan: Plan, like: Plan) -> Plan:
+    """A plan with its attacks in another plan's order: plan.json sorts the configuration's sections, not what is planned."""
+    places = {entry.name: place for place, entry in enumerate(like.attacks)}
+    attacks = sorted(plan.attacks, key=lambda entry: places.get(entry.name, len(places)))
+    before = {step.name: step.plan for step in like.steps}
+    steps = [step.model_copy(update={"plan": _in_order(step.plan, before.get(step.name, step.plan))}) for step in plan.steps]
+    return plan.model_copy(update={"attacks": tuple(attacks), "steps": tuple(steps)})
 
 
 def _changed(old: ModelRecord, new: ModelRecord) -> str:
@@ -270,12 +279,17 @@ def _code_records(settings: AuditConfig, base: Path) -> Iterator[CodeRecord]:
             yield CodeRecord(role=role, function=function, sha256=vendor.code_digest(vendor.files(function, base)))
 
 
-def _shadows_digest(settings: AuditConfig, base: Path) -> str | None:
+def _shadows_digest(settings: AuditConfig, task: ForgetTask | LabelledTask, base: Path) -> str | None:
     if settings.shadows is None or settings.shadows.path is None:
         return None
-    if not (base / settings.shadows.path).exists():
-        raise UsageError(f"shadows.path {settings.shadows.path!r}: no such file or folder; `muaudit shadow` writes one")
-    return manifest_digest(manifest(base / settings.shadows.path))
+    path, shown = base / settings.shadows.path, f"shadows.path {settings.shadows.path!r}"
+    if not path.exists():
+        raise UsageError(f"{shown}: no such file or folder; `muaudit shadow` writes one")
+    if isinstance(task, LabelledTask):
+        from muaudit.cohorts import refuse_others
+
+        refuse_others(path, shown, task.pool)
+    return manifest_digest(manifest(path))
 
 
 def _endpoint_record(role: str, model: EndpointConfig) -> ModelRecord:

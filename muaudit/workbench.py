@@ -11,7 +11,7 @@ from muaudit.ahead import shadow_rows
 from muaudit.attack import Bench
 from muaudit.cohorts import Cohort, RecordedCohort, open_cohort
 from muaudit.config import ModelConfig
-from muaudit.errors import NotApplicable, UsageError
+from muaudit.errors import NotApplicable
 from muaudit.examples import LabelledTask
 from muaudit.models import CAPABILITIES, Model
 from muaudit.opening import family, open_model
@@ -85,14 +85,11 @@ class Workbench:
             backend=config.run.backend,
             address=config.run.address,
             progress=self.progress,
+            threads=config.run.threads,
         )
 
     def shadows(self) -> Cohort | RecordedCohort:
-        """The audit's shadow models.
-
-        Raises:
-            UsageError: Those that were trained ahead are of other examples.
-        """
+        """The audit's shadow models; that those trained ahead are of this task, the plan has seen to."""
         return self._shadows
 
     @cached_property
@@ -100,15 +97,8 @@ class Workbench:
         wanted = self.plan.config.shadows
         if wanted is None or not isinstance(self.task, LabelledTask):
             raise NotApplicable("this audit has no [shadows]")
-        pool = self.task.pool
         if wanted.path is not None:
-            cohort = open_cohort(self.base / wanted.path)
-            if unknown := sorted(set(pool.ids) - set(cohort.ids)):
-                raise UsageError(
-                    f"shadows.path {wanted.path!r}: example {unknown[0]!r} of the task is not among those that these shadow "
-                    "models were trained on or kept from; train them on this task: muaudit shadow"
-                )
-            return cohort
+            return open_cohort(self.base / wanted.path)
         return self.trainer().train(*shadow_rows(wanted.count, self.task, self.plan.config.run.seed))
 
     def _opener(self, role: str | None) -> Callable[[], Model] | None:

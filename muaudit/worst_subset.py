@@ -125,6 +125,36 @@ class Slice:
     rows: BoolArray
 
 
+def beyond_difficulty(scores: ArrayLike, features: ArrayLike, holdout: BoolArray, penalty: float = 1.0) -> FloatArray:
+    """What scores have beyond what the holdout examples' scores say of examples with such features.
+
+    A ridge regression on standardised features, fitted to the holdout examples alone. Each of these is set against the fit
+    without itself, so that residuals of both kinds of examples are out of sample and can be ranked among each other.
+
+    Args:
+        scores: Of forget and holdout examples under one model [n].
+        features: Of the same [n, d].
+        holdout: Which are holdout examples, a mask [n].
+        penalty: Of the squared coefficients.
+
+    Returns:
+        Residuals [n].
+    """
+    values, given = np.asarray(scores, dtype=np.float64), np.asarray(features, dtype=np.float64)
+    mean, spread = given[holdout].mean(0), given[holdout].std(0)
+    # A column that does not vary among the holdout examples says nothing of the others.
+    columns = np.where(spread > 0, (given - mean) / np.where(spread > 0, spread, 1.0), 0.0)
+    columns = np.concatenate([np.ones((len(columns), 1)), columns], axis=1)
+    weights = np.full(columns.shape[1], penalty)
+    weights[0] = 0  # the mean is not shrunk
+    inside = columns[holdout]
+    inverse = np.linalg.inv(inside.T @ inside + np.diag(weights))
+    residuals: FloatArray = values - columns @ (inverse @ (inside.T @ values[holdout]))
+    leverage = ((inside @ inverse) * inside).sum(1)
+    residuals[holdout] /= np.maximum(1 - leverage, 1e-9)
+    return residuals
+
+
 def column_slices(columns: Mapping[str, Sequence[Any]], smallest: int) -> list[Slice]:
     """One slice for every value of a column, and for every pair of values of two columns.
 

@@ -334,7 +334,8 @@ def open_network(path: Path, factory: str | None, base: Path, dtype: Dtype) -> O
         )
     raise ModelError(
         f"{path}: no model that can be opened here; give a folder with classifier.json and model.safetensors, a Hugging Face "
-        "image-classification folder, safetensors weights with a factory, or a .skops or .onnx file"
+        "image-classification folder, safetensors weights with a factory, or a .skops or .onnx file; logits in a file are of "
+        'kind = "recorded" with format = "logits"'
     )
 
 

@@ -1,5 +1,6 @@
 """Worst case: planted examples that are never forgotten are found, and nothing is where nothing was planted."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,16 @@ from small_classification import Held, make_bench, make_task, rows
 
 from muaudit import policy
 from muaudit.attack import Bench, Measurement, Prepared
-from muaudit.attacks.worst_case import WorstCase, class_ranks
+from muaudit.attacks.worst_case import WorstCase
 from muaudit.compare import compare
 from muaudit.errors import NotApplicable
 from muaudit.examples import Examples, LabelledTask
-from muaudit.membership import ranks
 from muaudit.opening import open_model
 from muaudit.results import Finding
 
 HARD = 20
 TASK = make_task(forget=20, retain=80, holdout=30, hard=HARD)
-ATTACK = WorstCase(rounds=10, shadows=8, random_subsets=8, retain_examples=20)
+ATTACK = WorstCase(rounds=15, random_subsets=6, retain_examples=20)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def judged(attack: WorstCase, bench: Bench, folder: Path) -> tuple[Prepared, list[Finding]]:
     prepared = Prepared.model_validate_json(attack.prepare(bench).model_dump_json()).with_examples(bench.examples)
-    lineup = attack.lineup(make_bench(TASK, folder, "unused", seed=8, open_shadows=None) if False else bench, prepared)
+    lineup = attack.lineup(bench, prepared)
     assert lineup is not None
     found = {
         role: attack.measure(open_model(config, folder, "cpu", folder), prepared, np.random.default_rng(0))
@@ -44,26 +44,25 @@ def judged(attack: WorstCase, bench: Bench, folder: Path) -> tuple[Prepared, lis
 
 def test_what_a_procedure_refuses_to_forget_is_found(folder: Path) -> None:
     prepared, (leakage, _) = judged(ATTACK, make_bench(TASK, folder, "stubborn"), folder)
-    planted = set(range(20, 20 + HARD))
-    assert len(planted & set(prepared.data["chosen"])) >= 17, "of 20 sought among 100"
+    found = set(prepared.data["chosen"]) & set(range(20, 20 + HARD))
+    assert len(found) >= 14, "of 20 sought among 100, chance gives 4"
     summaries = prepared.data["summaries"]
-    assert summaries["rehearsed_worst_gap"] > summaries["random_gap_95th_percentile"] + 0.2
+    assert summaries["rehearsed_worst_gap"] > summaries["random_gap_95th_percentile"] + 0.1
     assert "above the 95th percentile" in prepared.data["notes"][1]
-    assert "0 are of the claimed forget set" in prepared.data["notes"][0] or len(planted & set(prepared.data["chosen"])) < HARD
     assert leakage.verdict == "fail"
     assert leakage.gap is not None
     assert leakage.gap > 0.4
 
 
 def test_an_exact_procedure_has_no_worst_case(folder: Path) -> None:
-    prepared, (leakage, retention) = judged(ATTACK, make_bench(TASK, folder, "retrain"), folder)
+    _, (leakage, retention) = judged(ATTACK, make_bench(TASK, folder, "retrain"), folder)
     assert leakage.verdict != "fail"
     assert retention.verdict != "fail"
     assert leakage.gap is not None
     assert abs(leakage.gap) < 0.12
     assert leakage.controls is not None
     assert leakage.controls.positive is not None
-    assert leakage.controls.positive.flagged, "the original knows the subset"
+    assert leakage.controls.positive.gap > 0.2, "the original knows the subset"
     assert not any(control.flagged for control in leakage.controls.negative)
 
 
@@ -86,39 +85,22 @@ def test_whole_classes_are_sought(folder: Path) -> None:
 
 
 def test_the_published_objective_prefers_what_is_easy(folder: Path) -> None:
-    """Examples that every model knows are not unforgotten: their probability is high, and the gap to references is small."""
+    """Examples that every model knows are not unforgotten: their probability is high, and as high under references."""
     rng = np.random.default_rng(0)
     inputs = TASK.retain.pictured().copy()
-    inputs[:30] = np.eye(8, dtype=np.float32)[TASK.retain.labels[:30]] * 6 + rng.normal(scale=0.1, size=(30, 8)).astype(
-        np.float32
-    )
-    retain = Examples(TASK.retain.ids, TASK.retain.clusters, TASK.retain.labels, inputs, TASK.retain.attributes)
-    task = LabelledTask(TASK.forget, retain, TASK.holdout)
-    attack = ATTACK.model_copy(update={"random_subsets": 2, "rounds": 6})
-    easy = {
-        objective: sum(
-            20 <= place < 50
-            for place in attack.model_copy(update={"objective": objective})
-            .prepare(make_bench(task, folder, "retrain"))
-            .data["chosen"]
-        )
-        for objective in ("gap", "loss")
-    }
-    assert easy["loss"] > 15
-    assert easy["gap"] < easy["loss"] - 5
+    easy = np.eye(8)[TASK.retain.labels[:60]] * 6 + rng.normal(scale=0.1, size=(60, 8))
+    inputs[:60] = easy.astype(np.float32)
+    task = replace(TASK, retain=replace(TASK.retain, inputs=inputs))
+    found = {}
+    for objective in ("gap", "loss"):
+        attack = ATTACK.model_copy(update={"objective": objective, "random_subsets": 2, "rounds": 6})
+        chosen = attack.prepare(make_bench(task, folder, "nothing")).data["chosen"]
+        found[objective] = sum(20 <= place < 80 for place in chosen)
+    assert found["loss"] >= 15
+    assert found["gap"] <= 5
 
 
 # ---- without one -------------------------------------------------------------------------------------------------------
-
-
-def test_ranks_are_within_a_class_where_it_is_large_enough() -> None:
-    rng = np.random.default_rng(0)
-    scores, holdout = rng.normal(size=8), rng.normal(size=25)
-    labels, others = np.array([0, 0, 1, 1, 2, 2, 0, 1]), np.r_[np.zeros(12), np.ones(10), np.full(3, 2)].astype(int)
-    found = class_ranks(scores, labels, holdout, others)
-    for place, label in enumerate(labels):
-        among = holdout if label == 2 else holdout[others == label]
-        assert found[place] == pytest.approx(float(ranks(scores[place : place + 1], among)[0]))
 
 
 class Scripted:
@@ -138,11 +120,11 @@ class Scripted:
 class World:
     """Examples of unequal difficulty, and models that differ at random; some know a slice of the forget set."""
 
-    def __init__(self, seed: int, forget: int = 200, holdout: int = 400) -> None:
+    def __init__(self, seed: int, forget: int = 400, holdout: int = 400) -> None:
         self.rng = np.random.default_rng(seed)
         self.task = LabelledTask(self.part("f", forget), self.part("r", 1), self.part("h", holdout))
         pool = self.task.pool
-        self.hard = self.rng.normal(size=len(pool)) + self.rng.normal(size=10)[pool.labels] + pool.pictured()[:, 0]
+        self.hard = 2 * self.rng.normal(size=len(pool)) + self.rng.normal(size=10)[pool.labels] + pool.pictured()[:, 0]
         place = np.arange(len(pool))
         self.forget = place < forget
         self.slice = self.forget & np.isin(pool.labels, (3, 5)) & (np.array(pool.attributes["domain"]) == "kitchen")
@@ -153,9 +135,9 @@ class World:
         inputs = self.rng.normal(size=(size, 6)).astype(np.float32)
         return Examples(ids, ids, self.rng.integers(0, 10, size), inputs, {"domain": domain})
 
-    def model(self, known: np.ndarray | None = None) -> Scripted:
+    def model(self, known: np.ndarray | None = None, strength: float = 8.0) -> Scripted:
         scores = self.hard + self.rng.normal(size=len(self.hard)) + self.rng.normal(scale=0.2)
-        return Scripted(self.task.pool, scores if known is None else scores + 8 * known)
+        return Scripted(self.task.pool, scores if known is None else scores + strength * known)
 
     def prepared(self, attack: WorstCase, **more: Any) -> Prepared:
         bench = Bench(self.task, np.random.default_rng(1), frozenset({"Classifies"}), **more)
@@ -170,33 +152,25 @@ def measured(model: Scripted, prepared: Prepared) -> Measurement:
 
 
 def test_a_planted_slice_is_found_and_told_in_words() -> None:
-    found = 0
+    found = told = 0
     for seed in range(5):
         world = World(seed)
         prepared = world.prepared(CLAIMED)
         assert CLAIMED.lineup(Bench(world.task, np.random.default_rng(0), frozenset()), prepared) is None
         references = [measured(world.model(), prepared) for _ in range(6)]
-        target, original = measured(world.model(world.slice), prepared), measured(world.model(world.forget), prepared)
-        assert len(target.units) == 20
+        replayed = world.model(world.slice)
+        target, original = measured(replayed, prepared), measured(world.model(world.forget), prepared)
+        assert len(target.units) == 40
         assert target.units == references[0].units == target.clusters
         assert np.mean(target.leakage) > target.summaries["whole_forget_set"] + 0.1
         assert np.mean(target.leakage) > max(np.mean(one.leakage) for one in references)
         finding = compare(CLAIMED.card(), target, references, original, policy.load("standard"), seed=1)[0]
         found += finding.verdict == "fail"
-        said = " ".join(target.notes)
-        assert (
-            "label 3 and domain kitchen" in said
-            or "label 5 and domain kitchen" in said
-            or "label 3" in said
-            or "label 5" in said
-        )
-        assert target.canonical() == measured_again(world, prepared, target)
+        told += any(f"label {label} and domain kitchen" in note for label in (3, 5) for note in target.notes)
+        again = world.prepared(CLAIMED)
+        assert target.canonical() == measured(replayed, again).canonical()
     assert found >= 3
-
-
-def measured_again(world: World, prepared: Prepared, target: Measurement) -> bytes:
-    """The same numbers in a copy of the measurement that JSON carried."""
-    return Measurement.model_validate_json(target.model_dump_json()).canonical()
+    assert told >= 3
 
 
 @pytest.mark.parametrize("shadows", [False, True])
@@ -227,11 +201,17 @@ class Recorded:
 
 
 def test_shadow_models_take_difficulty_away() -> None:
-    world = World(3)
-    shadows = Recorded(world)
-    plain, calibrated = world.prepared(CLAIMED), world.prepared(CLAIMED, open_shadows=lambda: shadows)
-    model = world.model(world.slice)
-    assert np.mean(measured(model, calibrated).leakage) > np.mean(measured(model, plain).leakage)
+    """With them, honest models differ less and a residue stands out more."""
+    gaps = {True: [], False: []}
+    for seed in range(4):
+        world = World(seed)
+        shadows = Recorded(world)
+        models = [world.model(world.slice, 3.0), *(world.model() for _ in range(4))]
+        for calibrated in (True, False):
+            prepared = world.prepared(CLAIMED, **({"open_shadows": lambda shadows=shadows: shadows} if calibrated else {}))
+            target, *honest = (np.mean(measured(model, prepared).leakage) for model in models)
+            gaps[calibrated].append(target - np.mean(honest))
+    assert np.mean(gaps[True]) > np.mean(gaps[False])
 
 
 def test_what_is_missing_is_said(folder: Path) -> None:

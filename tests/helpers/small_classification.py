@@ -10,7 +10,7 @@ from muaudit.examples import Examples, LabelledTask
 from muaudit.recipes import Procedure, TorchRecipe, train
 from muaudit.shadows import Trainer
 
-RECIPE = TorchRecipe(architecture="mlp", hidden=(24,), steps=60, batch_size=16, learning_rate=0.3, mode="sequential")
+RECIPE = TorchRecipe(architecture="mlp", hidden=(128,), steps=60, batch_size=32, learning_rate=0.3, mode="sequential")
 
 
 def make_task(forget: int = 30, retain: int = 60, holdout: int = 30, *, seed: int = 0, hard: int = 0) -> LabelledTask:

@@ -1,6 +1,5 @@
 """Audits of classifiers as a user runs them: every kind of model and of task file, procedures, repeats and series."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +11,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("skops")
 
-from classifier_audits import RECIPE, SETS, classifier, found, models, muaudit, scan, toml, write  # noqa: E402
+from classifier_audits import RECIPE, SETS, classifier, found, models, muaudit, scan, write  # noqa: E402
 
-from muaudit.attack import Attack  # noqa: E402
 from muaudit.cohorts import Cohort  # noqa: E402
 from muaudit.example_files import read_task  # noqa: E402
-from muaudit.examples import Examples, LabelledTask  # noqa: E402
+from muaudit.examples import LabelledTask  # noqa: E402
 from muaudit.models.classifier import Classifier  # noqa: E402
-from muaudit.networks import SavedNetwork  # noqa: E402
-from muaudit.results import AuditReport, Finding, Verdict  # noqa: E402
+from muaudit.results import AuditReport, Verdict  # noqa: E402
 
 ROLES = {"target": "honest", "original": "original"} | {f"reference-{number}": f"reference-{number}" for number in (1, 2, 3)}
 
@@ -148,7 +145,11 @@ def test_one_network_in_another_file_is_audited_alike(
 
 def test_families_mix_and_attacks_that_need_more_than_outputs_say_what_is_missing(folder: Path, plain: AuditReport) -> None:
     paths = {role: classifier(name) for role, name in ROLES.items()} | {"target": as_onnx(folder, folder / "honest")}
-    attacks: dict[str, Any] = {"unlearning_metrics": {}, "label_only": {"robustness": "noise", "copies": 2}, "representation": {}}
+    attacks: dict[str, Any] = {
+        "unlearning_metrics": {},
+        "label_only": {"robustness": "noise", "copies": 2},
+        "representation": {},
+    }
     here = found(scan(folder, **audited(paths, attacks=attacks)))
     assert here["unlearning_metrics"].gap == pytest.approx(found(plain)["unlearning_metrics"].gap, abs=1e-5)
     assert here["label_only"].verdict not in (Verdict.SKIPPED, Verdict.ERROR)
@@ -223,7 +224,10 @@ def as_dataset(folder: Path) -> dict[str, object]:
     datasets = pytest.importorskip("datasets")
     for name, part in read_task(*(folder / f"{name}.npz" for name in SETS)).sets():
         rows = {"id": list(part.ids), "image": part.pictured().tolist(), "label": part.labels.tolist()}
-        kinds = {"id": datasets.Value("string"), "label": datasets.ClassLabel(names=[f"digit {number}" for number in range(10)])}
+        kinds = {
+            "id": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=[f"digit {number}" for number in range(10)]),
+        }
         kinds["image"] = datasets.Array3D((1, 8, 8), "float32")
         datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)).save_to_disk(folder / f"{name}-set")
     return {name: f"{name}-set" for name in SETS}
@@ -332,10 +336,11 @@ def test_the_vendors_procedure_is_run_and_the_report_names_it(folder: Path) -> N
     (folder / "vendor<b>.py").write_text(VENDOR)
     procedure = {"function": "vendor<b>.py:unlearn", "parameters": {"steps": 3}}
     attacks = {
-        "u_lira": {"shadows": 12, "retain_examples": 20},
-        "worst_case": {"rounds": 3, "random_subsets": 4, "shadows": 4, "size": 30, "references": 2},
+        "u_lira": {"retain_examples": 20},
+        "worst_case": {"rounds": 3, "random_subsets": 4, "size": 30, "references": 2},
     }
-    report = scan(folder, recipe=SHORT, procedure=procedure, attacks=attacks, target=classifier("original"))
+    trained = {"recipe": RECIPE, "shadows": {"path": "shadows"}, "procedure": procedure}
+    report = scan(folder, **trained, attacks=attacks, target=classifier("original"))
     here = found(report)
     assert here["u_lira"].verdict is Verdict.FAIL, here["u_lira"].reason
     assert here["worst_case"].verdict is Verdict.FAIL, here["worst_case"].reason

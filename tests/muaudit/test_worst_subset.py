@@ -7,7 +7,17 @@ import pytest
 
 from muaudit import forgetting
 from muaudit.errors import UsageError
-from muaudit.worst_subset import Lost, Slice, column_slices, largest, learned_rule, search, slots, tree_slices
+from muaudit.worst_subset import (
+    Lost,
+    Slice,
+    beyond_difficulty,
+    column_slices,
+    largest,
+    learned_rule,
+    search,
+    slots,
+    tree_slices,
+)
 
 
 def brute_force(strength: np.ndarray, count: int) -> tuple[int, ...]:
@@ -52,6 +62,26 @@ def test_one_step_is_the_published_one() -> None:
 def test_too_many_groups_are_refused() -> None:
     with pytest.raises(UsageError, match="the worst 5 of 4"):
         search(lambda weights: Lost(weights, weights), np.arange(4), 5, rng=np.random.default_rng(0))
+
+
+def test_difficulty_is_what_a_ridge_without_the_example_says() -> None:
+    """Against scikit-learn, refitted for every holdout example."""
+    from sklearn.linear_model import Ridge
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(2)
+    features, scores = rng.normal(3, 2, size=(30, 3)), rng.normal(size=30)
+    features[:, 2] = 1.0
+    holdout = np.arange(30) >= 12
+    columns = StandardScaler().fit(features[holdout]).transform(features)[:, :2]
+    expected = scores - Ridge(alpha=1.0).fit(columns[holdout], scores[holdout]).predict(columns)
+    for place in np.flatnonzero(holdout):
+        rest = holdout & (np.arange(30) != place)
+        penalised = np.diag([0.0, 1.0, 1.0])
+        design = np.column_stack([np.ones(30), columns])
+        beta = np.linalg.solve(design[rest].T @ design[rest] + penalised, design[rest].T @ scores[rest])
+        expected[place] = scores[place] - design[place] @ beta
+    np.testing.assert_allclose(beyond_difficulty(scores, features, holdout), expected, atol=1e-10)
 
 
 def test_slices_are_all_values_and_pairs_that_are_large_enough() -> None:

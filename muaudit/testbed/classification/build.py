@@ -152,7 +152,15 @@ PRESETS: dict[str, Testbed] = {
             "sharpness_aware": {"alpha": 0.8},
         },
     ),
-    "digits-resnet": Testbed(population=Population(), recipe=_RESNET),
+    "digits-resnet": Testbed(
+        population=Population(),
+        recipe=_RESNET,
+        methods={
+            "selective_synaptic_dampening": {"alpha": 2.5},
+            "scrub": {"learning_rate": 0.1},
+            "label_agnostic": {"steps": 10},
+        },
+    ),
     "digits-class": Testbed(
         population=Population(by="class", forget=80, retain=220, wrong_labels=0),
         recipe=_MLP,

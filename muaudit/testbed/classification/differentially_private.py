@@ -123,8 +123,11 @@ class DifferentiallyPrivate(Training):
         rate, steps, noise = self.rate(examples), self.steps(examples), self.noise(examples)
         accountant = create_accountant(_ACCOUNTANT)
         accountant.history = [(noise, rate, steps)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of orders that only bound the numerical error
+            epsilon = float(accountant.get_epsilon(self.delta))
         return Claim(
-            epsilon=float(accountant.get_epsilon(self.delta)),
+            epsilon=epsilon,
             delta=self.delta,
             accountant=_ACCOUNTANT,
             noise_multiplier=noise,

@@ -54,8 +54,8 @@ EXACT = ("retrain", "sisa", "differentially_private", "dp2unlearning")
 QUICK: dict[str, dict[str, Any]] = {
     "datamodel_matching": {"models": 4, "steps": 3},
     "label_agnostic": {"steps": 3, "autoencoder_steps": 3},
-    "differentially_private": {"epochs": 1},
-    "dp2unlearning": {"epochs": 1, "tuning_steps": 3},
+    "differentially_private": {"epochs": 1, "epsilon": 1.0},
+    "dp2unlearning": {"epochs": 1, "epsilon": 1.0, "tuning_steps": 3},
 }
 """Where the shapes, the bytes or the files matter, and not what is forgotten."""
 
@@ -235,7 +235,7 @@ def test_sisa_refuses_what_it_cannot_do(rough: Callable[[str], Situation]) -> No
 def test_sharded_and_private_models_come_from_a_recipe_too(rough: Callable[[str], Situation]) -> None:
     situation, task = rough("digits"), rough("digits").task
     given = {"recipe": situation.recipe.model_dump(mode="json")}
-    for name, parameters in (("sisa", given), ("differentially_private", given | {"epochs": 1})):
+    for name, parameters in (("sisa", given), ("differentially_private", given | QUICK["differentially_private"])):
         recipe = PythonRecipe(function=f"muaudit.testbed.classification.{name}:train", parameters=parameters)
         model = recipes.train(recipe, task.retain, 3, Path())
         assert same(model, METHODS[name](**parameters).fit(task.retain, 3))  # type: ignore[attr-defined]
@@ -379,13 +379,13 @@ def test_datamodel_effects_are_differences_of_means() -> None:
 
 def test_datamodels_predict_a_retrained_model_better_than_the_original_does(situation: Situation) -> None:
     task, original = situation.task, situation.original()
-    method = DatamodelMatching().within(situation)
+    method = DatamodelMatching(models=24).within(situation)
     forget, retain = method.prepared(original, task.forget, task.retain, 0)
     retrained = [METHODS["retrain"]().unlearn(replace(situation, seed=seed)) for seed in (100, 101)]
     with torch.no_grad():
         truth = torch.stack([model(forget.inputs) for model in retrained]).mean(0)
         before = original(forget.inputs)
-    assert float((forget.labels - truth).square().mean()) < 0.8 * float((before - truth).square().mean())
+    assert float((forget.labels - truth).square().mean()) < 0.85 * float((before - truth).square().mean())
     torch.testing.assert_close(retain.inputs, as_batch(task.retain).inputs)
 
 
@@ -429,7 +429,7 @@ def test_the_sharp_gradient_is_that_of_weights_moved_by_hand(rough: Callable[[st
     assert loss(original, task.forget) > 0
 
 
-@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+@pytest.mark.parametrize("epsilon", [1.0, 3.0])
 def test_a_claim_is_what_the_accountant_says(epsilon: float, situation: Situation) -> None:
     from opacus.accountants import PRVAccountant
 
@@ -458,7 +458,7 @@ def test_private_training_takes_the_steps_that_it_claims(situation: Situation, m
     )
     monkeypatch.setattr(DPOptimizer, "add_noise", lambda self: (noises.append(self.noise_multiplier), noise(self))[1])
     few = situation.task.forget.take(range(12))
-    private = DifferentiallyPrivate(recipe=situation.recipe, batch_size=1, epochs=5)
+    private = DifferentiallyPrivate(recipe=situation.recipe, batch_size=1, epochs=5, epsilon=1.0)
     private.fit(few, 0)
     claim = private.claim(few, few.take([]))
     assert len(sizes) == claim.steps == 60
@@ -488,7 +488,7 @@ TINY = Testbed(
     methods={"sisa": {"shards": 2}, "scrub": {"steps": 4}, "differentially_private": {"epochs": 1}},
 )
 
-BUILT = ["original", "reference-1", "retrain", "sisa", "scrub-2", "differentially-private-epsilon-4"]
+BUILT = ["original", "reference-1", "retrain", "sisa", "scrub-2", "differentially-private-epsilon-1"]
 
 
 def test_a_testbed_is_built_once(tmp_path: Path) -> None:
@@ -497,8 +497,8 @@ def test_a_testbed_is_built_once(tmp_path: Path) -> None:
     assert sorted(told) == sorted((name, False) for name in [*BUILT, "original-2"])
     assert set(paths) == {"forget", "retain", "holdout", "original-2", *BUILT}
     assert json.loads((paths["sisa"] / "classifier.json").read_bytes())["shards"] == 2
-    claim = json.loads((paths["differentially-private-epsilon-4"] / CLAIM).read_bytes())
-    assert 3.8 < claim["epsilon"] <= 4
+    claim = json.loads((paths["differentially-private-epsilon-1"] / CLAIM).read_bytes())
+    assert 0.9 < claim["epsilon"] <= 1
     assert not (paths["retrain"] / CLAIM).exists()
     assert not same(opened(paths["retrain"]), opened(paths["reference-1"]))
     bytes_of = {name: (paths[name] / "model.safetensors").read_bytes() for name in BUILT}
