@@ -102,10 +102,9 @@ class ULira(Attack):
             vendor.split(procedure)
         return procedure
 
-    def files(self) -> tuple[str, ...]:
-        """The proxy's file; the code of an installed module counts by the versions that the plan notes."""
-        place = "" if self.procedure is None else vendor.split(self.procedure)[0]
-        return (place,) if place.endswith(".py") else ()
+    def functions(self) -> dict[str, str]:
+        """The proxy, if there is one."""
+        return {} if self.procedure is None else {"proxy": self.procedure}
 
     def prepare(self, bench: Bench) -> Prepared:
         """Trains, unlearns and retrains the shadow models, and fits the distributions of both hypotheses."""

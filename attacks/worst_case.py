@@ -71,7 +71,8 @@ class WorstCase(Attack):
         references: Models that are retrained without the worst subset.
         random_subsets: How many random subsets it is set against.
         retain_examples: At most so many of the other examples show collateral damage, drawn from the plan's seed.
-        share: Of a half's clusters, how many the rule points to.
+        share: Of a half's clusters, how many the rule points to; the fewer, the sharper, and the noisier: with 100 examples a
+            quarter is too few, with 1,000 a tenth will do.
         smallest: Least clusters (in a tree's leaf: examples) that a rule is learned from.
         depth: Of the tree.
         components: Principal components of the inputs that the tree sees; 0 for none.
@@ -105,7 +106,7 @@ class WorstCase(Attack):
     references: Annotated[int, Field(ge=1)] = 3
     random_subsets: Annotated[int, Field(ge=1)] = 20
     retain_examples: Annotated[int, Field(ge=0)] = 200
-    share: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
     smallest: Annotated[int, Field(ge=2)] = 4
     depth: Annotated[int, Field(ge=1, le=6)] = 3
     components: Annotated[int, Field(ge=0)] = 5

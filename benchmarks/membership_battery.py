@@ -29,6 +29,7 @@ from muaudit.likelihood_ratio import balanced_membership
 from muaudit.models.classifier import Classifier
 from muaudit.results import AuditReport, Finding, Verdict
 from muaudit.testbed.classification.build import METHODS, PRESETS, build, opened
+from muaudit.testbed.classification.method import Training
 from muaudit.workbench import Workbench
 
 SEEDS = range(1, 11)
@@ -136,10 +137,15 @@ def cell(finding: Finding | None) -> str:
 
 
 def procedure(method: str) -> dict[str, Any]:
-    """The vendor's procedure, as audit.toml names it."""
-    values: dict[str, Any] = {"function": f"muaudit.testbed.classification.{method}:unlearn"}
+    """The vendor's procedure and, where it trains in a way of its own, the recipe: two tables of audit.toml."""
     parameters = dict(PRESETS["digits"].methods.get(method, {}))
-    return values | ({"parameters": parameters} if parameters else {})
+    if issubclass(METHODS[method], Training):
+        parameters["recipe"] = PRESETS["digits"].recipe.model_dump(mode="json")
+    module = f"muaudit.testbed.classification.{method}"
+    tables: dict[str, Any] = {"procedure": {"function": f"{module}:unlearn", "parameters": parameters}}
+    if method == "sisa":
+        tables["recipe"] = {"kind": "python", "function": f"{module}:train", "parameters": parameters}
+    return tables
 
 
 def methods(out: Path, workers: int) -> Table:
@@ -152,7 +158,7 @@ def methods(out: Path, workers: int) -> Table:
     columns = [*preset.attacks("classification")]
     lines = [f"| target | {' | '.join(columns)} | worst retention gap |", f"|{' --- |' * (len(columns) + 2)}"]
     for method, name in [("retrain", "retrain"), *zip(chosen, names, strict=True)]:
-        changes: dict[str, Any] = {"procedure": procedure(method)}
+        changes = procedure(method)
         if method == "sisa":
             changes["references"] = sharded
         report = audit(settings(paths, name, out, workers, **changes), name)
@@ -175,9 +181,8 @@ def honest(out: Path, workers: int) -> Table:
         kind = name.split("-")[0]
         changes: dict[str, Any] = {
             "references": sharded if kind == "sisa" else plain,
-            "procedure": procedure(kind),
             "attacks": {one: {} for one in columns},
-        }
+        } | procedure(kind)
         for finding in audit(settings(paths, name, out, workers, **changes), name).findings:
             if finding.measures == "leakage":
                 counts.setdefault((kind, finding.attack), Counter())[finding.verdict] += 1
@@ -195,9 +200,7 @@ def worst(out: Path, workers: int) -> Table:
     for method in ("fine_tune", "random_label", "gradient_ascent", "scrub", "salun"):
         name = method.replace("_", "-")
         paths = build(PRESETS["digits"], out / "digits", ["original", *references, name], jobs=workers)
-        report = audit(
-            settings(paths, name, out, workers, procedure=procedure(method), attacks={"worst_case": {}}), f"worst {name}"
-        )
+        report = audit(settings(paths, name, out, workers, attacks={"worst_case": {}}, **procedure(method)), f"worst {name}")
         finding = report.findings[0]
         told = [note for note in finding.notes if "random" in note]
         lines.append(f"| `{name}` | {cell(finding)} | {'; '.join(told) or finding.reason} |")

@@ -364,6 +364,10 @@ class Attack(BaseModel, ABC):
         """Paths among the parameters, relative to the audit's folder; what they hold is part of the prepared state's key."""
         return ()
 
+    def functions(self) -> dict[str, str]:
+        """Others' functions among the parameters by what they are for, named as in `[procedure]`: the report says they ran."""
+        return {}
+
     def missing(self, family: type) -> list[str]:
         """Names of the needed capabilities that a model family does not have."""
         lacking = [need for need in self.needs if not issubclass(family, need)]

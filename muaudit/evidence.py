@@ -145,7 +145,11 @@ def curves(models: Mapping[str, Measurement]) -> tuple[Curve, ...]:
             x_label=curve.x_label,
             y_label=curve.y_label,
             x=curve.x,
-            lines=tuple(CurveLine(model=role, y=one.curves[name].y) for role, one in models.items() if name in one.curves),
+            lines=tuple(
+                CurveLine(model=role, y=one.curves[name].y)
+                for role, one in models.items()
+                if name in one.curves and one.curves[name].x == curve.x
+            ),
         )
         for name, curve in sorted(models["target"].curves.items())
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -144,7 +144,7 @@ def make(settings: AuditConfig, base: Path) -> Plan:
         data=task.records,
         task_digest=task.digest,
         versions=dict(_versions()),
-        code=tuple(_code_records(settings, base)),
+        code=tuple(_code_records(settings, planned, base)),
         shadows=_shadows_digest(settings, task, base),
         steps=tuple(PlannedStep(name=name, plan=make(step, base)) for name, step in series.earlier(settings)),
     )
@@ -266,7 +266,7 @@ def _record(role: str, kind: str, path: str, base: Path) -> ModelRecord:
     return ModelRecord(role=role, kind=kind, path=path, digest=manifest_digest(files), files=files)
 
 
-def _code_records(settings: AuditConfig, base: Path) -> Iterator[CodeRecord]:
+def _code_records(settings: AuditConfig, planned: Iterable[PlannedAttack], base: Path) -> Iterator[CodeRecord]:
     """What the audit runs of other people's code: the report names it."""
     functions = {
         "recipe": settings.recipe.function if isinstance(settings.recipe, PythonRecipe) else None,
@@ -274,6 +274,11 @@ def _code_records(settings: AuditConfig, base: Path) -> Iterator[CodeRecord]:
     }
     for role, model in settings.models():
         functions[f"{role} factory"] = model.factory if isinstance(model, ClassifierConfig) else None
+    for entry in planned:
+        found = attacks.find(entry.attack)
+        if isinstance(found, attacks.Registered):
+            run = found.attack.model_validate(entry.parameters).functions()
+            functions |= {f"{entry.name} {what}": function for what, function in run.items()}
     for role, function in functions.items():
         if function is not None:
             yield CodeRecord(role=role, function=function, sha256=vendor.code_digest(vendor.files(function, base)))

@@ -167,5 +167,5 @@ def test_a_proxy_is_said_to_be_one(folder: Path) -> None:
     proxy = ULira(shadows=16, retain_examples=20, procedure="small_classification:nothing")
     notes = proxy.prepare(make_bench(TASK, folder, None)).data["notes"]
     assert notes[0] == "a proxy was run in place of the vendor's procedure: small_classification:nothing"
-    assert proxy.files() == ()
-    assert ULira(procedure="vendor/unlearn.py:run").files() == ("vendor/unlearn.py",)
+    assert proxy.functions() == {"proxy": "small_classification:nothing"}
+    assert ULira().functions() == {}

@@ -14,8 +14,11 @@ from muaudit.attacks.worst_case import WorstCase
 from muaudit.compare import compare
 from muaudit.errors import NotApplicable
 from muaudit.examples import Examples, LabelledTask
+from muaudit.made import member_config
 from muaudit.opening import open_model
+from muaudit.recipes import PythonRecipe, SklearnRecipe
 from muaudit.results import Finding
+from muaudit.shadows import Trainer
 
 HARD = 20
 TASK = make_task(forget=20, retain=80, holdout=30, hard=HARD)
@@ -98,6 +101,20 @@ def test_the_published_objective_prefers_what_is_easy(folder: Path) -> None:
         found[objective] = sum(20 <= place < 80 for place in chosen)
     assert found["loss"] >= 15
     assert found["gap"] <= 5
+
+
+def test_models_that_cannot_be_written_are_recorded(tmp_path: Path) -> None:
+    recipe = PythonRecipe(function="small_classification:nearest")
+    cohort = Trainer(recipe, TASK.pool, tmp_path / "made").train(rows(TASK, "forget", "retain"), [1])
+    config = member_config(cohort, 0, tmp_path / "kept" / "target", tmp_path, TASK.retain)
+    assert (config.kind, config.path) == ("recorded", "kept/target.npz")
+    model = open_model(config, tmp_path, "cpu", tmp_path)
+    np.testing.assert_allclose(model.logits(TASK.retain), cohort.logits(TASK.retain)[0])
+    estimator = SklearnRecipe(estimator="sklearn.naive_bayes.GaussianNB")
+    cohort = Trainer(estimator, TASK.pool, tmp_path / "made").train(rows(TASK, "forget", "retain"), [1])
+    config = member_config(cohort, 0, tmp_path / "kept" / "other", tmp_path, TASK.retain)
+    assert (config.kind, config.path) == ("classifier", "kept/other/estimator.skops")
+    np.testing.assert_allclose(open_model(config, tmp_path, "cpu", tmp_path).logits(TASK.retain), cohort.logits(TASK.retain)[0])
 
 
 # ---- without one -------------------------------------------------------------------------------------------------------
@@ -224,4 +241,4 @@ def test_what_is_missing_is_said(folder: Path) -> None:
         ATTACK.prepare(make_bench(make_task(forget=8), folder, None))
     original = make_bench(TASK, folder, None).trainer().train(rows(TASK, "forget", "retain"), [1])
     prepared = ATTACK.prepare(make_bench(TASK, folder, None)).with_examples(TASK)
-    assert len(ATTACK.measure(Held(original), prepared, np.random.default_rng(0)).units) == 4
+    assert len(ATTACK.measure(Held(original), prepared, np.random.default_rng(0)).units) == 10

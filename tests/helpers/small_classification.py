@@ -62,6 +62,16 @@ class Held:
         return np.asarray(self.cohort.take([self.number]).logits(examples)[0])
 
 
+def nearest(inputs: np.ndarray, labels: np.ndarray, *, seed: int) -> Any:
+    """A recipe of a vendor's own: a callable that knows its examples by heart."""
+
+    def model(asked: np.ndarray) -> np.ndarray:
+        distances = ((asked[:, None] - inputs[None]) ** 2).sum(-1)
+        return -np.stack([distances[:, labels == label].min(1) for label in range(3)], axis=1)
+
+    return model
+
+
 # ---- procedures --------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Audits of classifiers as a user runs them: every kind of model and of task file, procedures, repeats and series."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -353,6 +354,23 @@ def test_the_vendors_procedure_is_run_and_the_report_names_it(folder: Path) -> N
     assert "vendor&lt;b&gt;.py:unlearn" in page
     assert code.sha256 in page
     assert "vendor<b>" not in page
+
+
+def test_a_proxy_procedure_is_named_too(folder: Path) -> None:
+    """It comes from an attack's parameters; a file of it that is not there is found before anything is run."""
+    write(folder, recipe=SHORT, attacks={"u_lira": {"procedure": "proxy.py:unlearn"}})
+    missing = muaudit("plan", "audit.toml", cwd=folder)
+    assert missing.code == 2
+    assert "proxy.py:unlearn: there is no file" in missing.line
+    (folder / "proxy.py").write_text(VENDOR)
+    planned = muaudit("plan", "audit.toml", "--json", cwd=folder)
+    assert planned.code == 0, planned.err
+    (code,) = json.loads(planned.out)["plan"]["code"]
+    assert (code["role"], code["function"]) == ("u_lira proxy", "proxy.py:unlearn")
+    (folder / "proxy.py").write_text(VENDOR + "# changed\n")
+    changed = muaudit("scan", "audit/plan.json", cwd=folder)
+    assert changed.code == 2
+    assert "'code'" in changed.line
 
 
 def test_a_procedure_that_fails_is_an_error_row_and_the_other_attacks_are_kept(folder: Path) -> None:

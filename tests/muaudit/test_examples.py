@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,24 @@ def test_the_release_gate_runs_as_its_readme_says(tmp_path: Path) -> None:
     assert rendered.returncode == 0, rendered.stderr
     assert "<html" in (gate / "audit" / "report.html").read_text(encoding="utf-8")
     assert json.loads((gate / "audit-leaky" / "report.json").read_bytes())["verdict"] == "fail"
+
+
+def test_the_classifier_runs_as_its_readme_says(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    here = tmp_path / "classifier"
+    made = shutil.ignore_patterns("audit", "models", "*.npz", "__pycache__")
+    shutil.copytree(EXAMPLES / "classifier", here, ignore=made)
+    (block,) = re.findall(r"```sh\n(.+?)```", (here / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    commands = [line.split("#")[0].split() for line in block.splitlines() if not line.startswith("pip")]
+    assert [words[0] for words in commands] == ["python", "muaudit", "muaudit", "python", "muaudit"]
+    for words in commands:
+        ran = _run(*(words[1:] if words[0] == "python" else ["-m", *words]), cwd=here, path=here)
+        assert ran.returncode == (1 if "scan" in words else 0), ran.stderr
+    report = json.loads((here / "audit" / "report.json").read_bytes())
+    verdicts = {one["attack"]: one["verdict"] for one in report["findings"] if one["measures"] == "leakage"}
+    assert verdicts == {"unlearning_metrics": "fail", "lira": "fail", "u_lira": "fail"}
+    assert report["run"]["computed"] == 15
+    assert "vendor.py:unlearn" in (here / "audit" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
