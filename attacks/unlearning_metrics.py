@@ -188,7 +188,7 @@ def mia_efficacy(retain: FloatArray, holdout: FloatArray, forget: FloatArray) ->
     try:
         from sklearn.svm import SVC
     except ImportError as error:
-        raise EnvironmentFault("unlearning metrics need scikit-learn: pip install 'muaudit[vision]'") from error
+        raise EnvironmentFault("unlearning metrics need scikit-learn: pip install 'muaudit[models]'") from error
     seen = np.repeat([1, 0], [len(retain), len(holdout)])
     learner = SVC(C=3, kernel="rbf", gamma="auto").fit(np.concatenate([retain, holdout])[:, None], seen)
     return float((learner.predict(forget[:, None]) == 0).mean())
@@ -212,7 +212,7 @@ def shuffled_accuracy(forget: FloatArray, holdout: FloatArray, *, seed: int) -> 
         from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
     except ImportError as error:
-        raise EnvironmentFault("unlearning metrics need scikit-learn: pip install 'muaudit[vision]'") from error
+        raise EnvironmentFault("unlearning metrics need scikit-learn: pip install 'muaudit[models]'") from error
     members = np.repeat([1, 0], [len(forget), len(holdout)])
     splits = StratifiedShuffleSplit(n_splits=SHUFFLES, random_state=seed)
     losses = np.concatenate([forget, holdout])[:, None]

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def trainer(settings: TrainingConfig, task: LabelledTask, base: Path, store: Pat
         The trainer.
     """
     return Trainer(
-        recipe=settings.recipe, procedure=None, pool=task.pool, folder=store, base=base, workers=settings.run.workers,
+        recipe=settings.recipe, procedure=None, pool=task.pool, folder=store, base=base.resolve(), workers=settings.run.workers,
         backend=settings.run.backend, address=settings.run.address, progress=progress,
         threads=settings.run.threads,
     )  # fmt: skip
@@ -112,11 +113,10 @@ def train_references(audit: Path, out: Path, count: int, *, forget: bool, progre
         seed = compute.seed_of(settings.run.seed, name, str(number))
         cohort = trainer(settings, task, audit.parent, store, None).train(rows, [seed])
         folder = out / f"{name}-{number + 1}"
-        _put(folder, lambda scratch, cohort=cohort: cohort.save_member(0, scratch))
+        _put(folder, partial(cohort.save_member, 0))
         if progress is not None:
             progress(number + 1, count, f"{folder.name} trained")
-        trained_on = (name for name, inside in zip(task.pool.ids, rows[0], strict=True) if inside)
-        made.append(_made(folder, cohort, int(rows.sum()), rows_digest(trained_on)))
+        made.append(_made(folder, cohort, int(rows.sum()), rows_digest(task.pool.take(rows[0]).ids)))
     return made
 
 
@@ -158,7 +158,7 @@ def _put(folder: Path, save: Callable[[Path], None]) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".saving-") as scratch:
         new = Path(scratch) / folder.name
         save(new)
-        if not folder.exists():
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             new.rename(folder)
         elif content_digest(folder) != content_digest(new):
             raise UsageError(

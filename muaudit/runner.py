@@ -259,7 +259,9 @@ class _Run:
         jobs = sorted(jobs, key=lambda job: roles.index(job.role) if job.config == self.models.get(job.role) else len(roles))
         run = self.plan.config.run
         outcomes = []
-        work = [(self.plan, self.base, job) for job in jobs]
+        # Workers of a cluster were started in a folder of their own.
+        base = self.base if run.workers == 1 else self.base.resolve()
+        work = [(self.plan, base, job) for job in jobs]
         for outcome in compute.spread(measure, work, workers=run.workers, backend=run.backend, address=run.address):
             outcomes.append(outcome)
             self.computed += outcome.computed
@@ -276,8 +278,11 @@ class _Run:
     def _compare(self, entry: PlannedAttack, outcomes: dict[str, Outcome], lineup: Lineup | None) -> list[Finding]:
         if skipped := [f"the {one.role}: {one.error}" for one in outcomes.values() if one.skipped and one.role != "original"]:
             return [unmeasured(entry.name, Verdict.SKIPPED, skipped[0])]
-        if failed := [f"{outcome.role}: {outcome.error}" for outcome in outcomes.values() if outcome.error]:
+        # An original that this attack is not for leaves the finding without its positive control.
+        unfit = [one for one in outcomes.values() if one.skipped]
+        if failed := [f"{one.role}: {one.error}" for one in outcomes.values() if one.error and one not in unfit]:
             return [unmeasured(entry.name, Verdict.ERROR, failed[0])]
+        outcomes = {role: one for role, one in outcomes.items() if one not in unfit}
         measured = {role: cast("Measurement", self.store.get(outcome.key, Measurement)) for role, outcome in outcomes.items()}
         try:
             findings = compare(
@@ -288,9 +293,9 @@ class _Run:
                 self.plan.policy,
                 seed=compute.seed_of(self.plan.config.run.seed, entry.name, "compare"),
             )
-            notes: tuple[str, ...] = () if lineup is None else lineup.notes
+            notes = (*(f"the {one.role} was not measured: {one.error}" for one in unfit), *(lineup.notes if lineup else ()))
             if lineup is None and (spare := self._spare(entry)) is not None:
-                notes = (f"{spare} calibrates this attack and is not compared",)
+                notes = (*notes, f"{spare} calibrates this attack and is not compared")
             return [finding.model_copy(update={"notes": (*finding.notes, *notes)}) for finding in findings]
         except Exception as error:  # noqa: BLE001 - one attack's fault must not lose the others
             return [unmeasured(entry.name, Verdict.ERROR, _told(error))]

@@ -45,7 +45,7 @@ template = "Question: {{question}} Answer:"
 _EXAMPLES = """\
 kind = "classification"           # or "regression"; npz, parquet or CSV files, image folders, Hugging Face datasets on disk
 forget = {forget}
-{retain}{holdout}# columns = {{ label = "label", id = "id", cluster = "person" }}
+{retain}{holdout}# columns = {{ label = "species", cluster = "person" }}    # as the files call them
 """
 
 _LANGUAGE_MODEL = """\

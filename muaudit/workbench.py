@@ -80,7 +80,7 @@ class Workbench:
             procedure=config.procedure,
             pool=self.task.pool,
             folder=self.store / "trained",
-            base=self.base,
+            base=self.base.resolve(),  # a cluster's workers were started in a folder of their own
             workers=config.run.workers,
             backend=config.run.backend,
             address=config.run.address,

@@ -19,6 +19,8 @@ torch = pytest.importorskip("torch")
 
 from classifier_audits import RECIPE, SETS, classifier, found, models, muaudit, scan, settings, write  # noqa: E402
 
+from muaudit import preset  # noqa: E402
+from muaudit.config import parse  # noqa: E402
 from muaudit.example_files import read_task  # noqa: E402
 from muaudit.manifest import manifest, manifest_digest  # noqa: E402
 from muaudit.networks import SavedNetwork  # noqa: E402
@@ -142,6 +144,7 @@ def test_an_audit_names_shadow_models_that_were_trained_ahead(folder: Path) -> N
 
 def test_an_audit_finds_what_was_trained_ahead_for_it_though_it_names_none(folder: Path) -> None:
     path = write(folder, recipe=SHORT)
+    (folder / "eight").mkdir()  # an empty folder is not in the way
     assert muaudit("shadow", path, "--count", "8", "--out", "eight", cwd=folder).code == 0
     before = stacks(folder)
     report = scan(folder, recipe=SHORT, shadows={"count": 8}, attacks={"lira": {}})
@@ -223,3 +226,15 @@ def test_init_with_the_whole_battery(folder: Path) -> None:
     assert (values["preset"], values["policy"]["name"]) == ("classification", "classification")
     assert "attacks" not in values
     assert muaudit("plan", "start.toml", cwd=folder).code == 0
+
+
+def test_the_documented_tables_are_valid() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "classifiers.md").read_text(encoding="utf-8")
+    blocks = [tomllib.loads(block) for block in re.findall(r"```toml\n(.+?)```", text, re.DOTALL)]
+    assert {name for block in blocks for name in block} == {"task", "recipe", "shadows", "procedure", "run"}
+    for block in blocks:
+        parse(settings(recipe=RECIPE) | block, "docs/classifiers.md")
+    table = text[text.index("## The attacks") :]
+    assert set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (.+?) \|", table, re.MULTILINE)))) == set(
+        preset.attacks("classification")
+    )

@@ -1,8 +1,12 @@
 """Audits of classifiers as a user runs them: every kind of model and of task file, procedures, repeats and series."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ pytest.importorskip("skops")
 
 from classifier_audits import RECIPE, SETS, classifier, found, models, muaudit, scan, write  # noqa: E402
 
+from muaudit import compute  # noqa: E402
 from muaudit.cohorts import Cohort  # noqa: E402
 from muaudit.example_files import read_task  # noqa: E402
 from muaudit.examples import LabelledTask  # noqa: E402
@@ -187,6 +192,21 @@ def test_recorded_outputs_alone_are_audited_by_lira(folder: Path, task: Labelled
     paths["target"] = paths["original"]
     failed = scan(folder, code=1, **audited(paths, attacks={"lira": {}}, shadows={"path": "shadows.npz"}))
     assert found(failed)["lira"].verdict is Verdict.FAIL
+    shutil.rmtree(folder / "audit")
+    ran = without_torch(folder, "scan", "audit.toml", "--json")
+    assert ran.returncode == 1, ran.stderr
+    again = AuditReport.from_json(ran.stdout)
+    assert findings(again) == findings(failed)
+
+
+def without_torch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """The command line where neither torch nor scikit-learn is installed."""
+    for name in ("torch", "sklearn"):
+        (folder / "blocked" / name).mkdir(parents=True)
+        (folder / "blocked" / name / "__init__.py").write_text(f"raise ImportError('no {name} here')\n")
+    environment = os.environ | {"PYTHONPATH": str(folder / "blocked")}
+    command = [sys.executable, "-m", "muaudit", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
 
 
 def test_a_hugging_face_folder_is_audited(folder: Path) -> None:
@@ -420,6 +440,30 @@ def test_the_same_audit_finds_the_same_to_the_byte_with_any_number_of_workers(fo
     assert findings(spread) == findings(first)
 
 
+def test_workers_that_were_started_elsewhere_find_everything(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a cluster are: paths in audit.toml start from its own folder, wherever that is computed."""
+    (folder / "vendor.py").write_text(
+        "from sklearn.linear_model import LogisticRegression\n\n\n"
+        "def train(inputs, labels, *, seed):\n"
+        "    return LogisticRegression(max_iter=1000).fit(inputs.reshape(len(inputs), -1), labels)\n"
+    )
+
+    def elsewhere(work: Callable[..., Any], jobs: list[tuple[Any, ...]], **_: Any) -> list[Any]:
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        with chdir(tmp_path / "elsewhere"):
+            return [work(*job) for job in jobs]
+
+    changed = {"recipe": {"kind": "python", "function": "vendor.py:train"}, "shadows": {"count": 8}, "run": {"workers": 2}}
+    with monkeypatch.context() as patched:
+        patched.setattr(compute, "spread", elsewhere)
+        far = scan(folder, attacks={"lira": {}, "unlearning_metrics": {}}, **changed)
+    assert not [one for one in found(far).values() if one.verdict in (Verdict.ERROR, Verdict.SKIPPED)]
+    assert [(code.role, code.function) for code in far.code] == [("recipe", "vendor.py:train")]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_an_interrupted_scan_goes_on_without_training_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from muaudit import runner
 
@@ -452,8 +496,14 @@ def test_a_series_of_classifiers_gives_one_report_and_a_curve(folder: Path, task
     half = task.forget.take(range(30))
     np.savez(folder / "first.npz", ids=np.array(half.ids), labels=half.labels, inputs=half.pictured())
     step = {"name": "first request", "forget": "first.npz", "target": classifier("original")}
-    report = scan(folder, code=1, series=[step])
+    attacks: dict[str, Any] = {"unlearning_metrics": {}, "population": {}}
+    write(folder, series=[step], attacks=attacks)
+    assert muaudit("plan", "audit.toml", cwd=folder).code == 0
+    seen = muaudit("scan", "audit/plan.json", "--json", cwd=folder)
+    assert seen.code == 1, seen.err
+    report = AuditReport.from_json(seen.out.encode())
     here = found(report)
+    assert list(here) == [f"{name}{at}" for at in ("", " @ first request") for name in attacks], "as audit.toml orders them"
     assert here["unlearning_metrics"].verdict is Verdict.PASS
     assert here["unlearning_metrics @ first request"].verdict is Verdict.FAIL
     assert {(one.role, one.units) for one in report.data} >= {("forget", 60), ("first request: forget", 30)}

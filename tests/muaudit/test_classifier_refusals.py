@@ -97,6 +97,12 @@ def a_joblib_file(folder: Path) -> dict[str, Any]:
     return {"target": classifier("target.joblib")}
 
 
+def two_estimators(folder: Path) -> dict[str, Any]:
+    for name in ("first", "second"):
+        (folder / "honest" / f"{name}.skops").write_bytes(b"")
+    return {}
+
+
 def logits_as_a_classifier(folder: Path) -> dict[str, Any]:
     np.savez(folder / "target.npz", ids=np.array(["a"]), logits=np.zeros((1, 10)))
     return {"target": classifier("target.npz")}
@@ -166,6 +172,7 @@ REFUSED: list[tuple[Callable[[Path], dict[str, Any]], tuple[str, ...]]] = [
     (a_pickled_network, ("target", "model.pt is a pickle", "safetensors")),
     (a_pickled_file, ("target.pkl is a pickle", "safetensors")),
     (a_joblib_file, ("target.joblib is a pickle", "skops")),
+    (two_estimators, ("honest", "2 .skops files", "name the file")),
     (logits_as_a_classifier, ("target.npz", 'kind = "recorded"')),
     (weights_without_a_factory, ("model.safetensors", "factory")),
     (a_factory_that_is_not_there, ("nets.py:make", "there is no file")),
