@@ -15,6 +15,11 @@ EXTRAS = {
     "peft": "models",
     "textattack": "text",
     "openai": "endpoint",
+    "pyarrow": "vision",
+    "onnxruntime": "vision",
+    "skops": "vision",
+    "ray": "ray",
+    "distributed": "dask",
 }
 """Libraries that no core command needs, and the extra that brings each."""
 

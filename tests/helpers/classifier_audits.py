@@ -115,3 +115,8 @@ def scan(folder: Path, *, code: int | None = None, **changed: Any) -> AuditRepor
 def found(report: AuditReport) -> dict[str, Finding]:
     """The findings on the forget set, by attack."""
     return {finding.attack: finding for finding in report.findings if finding.measures == "leakage"}
+
+
+def findings(report: AuditReport) -> list[bytes]:
+    """All findings, byte for byte."""
+    return [finding.canonical() for finding in report.findings]

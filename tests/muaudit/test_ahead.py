@@ -17,7 +17,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from classifier_audits import RECIPE, SETS, classifier, found, models, muaudit, scan, settings, write  # noqa: E402
+from classifier_audits import RECIPE, SETS, classifier, found, muaudit, scan, settings, write  # noqa: E402
 
 from muaudit import preset  # noqa: E402
 from muaudit.config import parse  # noqa: E402
@@ -30,14 +30,9 @@ from muaudit.results import Verdict  # noqa: E402
 SHORT = RECIPE | {"steps": 20}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models(tmp_path_factory.mktemp("ahead"))
-
-
 @pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "here"))
+def folder(small_classifiers: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_classifiers, tmp_path / "here"))
 
 
 def digests(path: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from classifier_audits import RECIPE, SETS, classifier, found, models, muaudit, scan, settings, write  # noqa: E402
+from classifier_audits import RECIPE, SETS, classifier, found, muaudit, scan, settings, write  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from muaudit.results import Verdict  # noqa: E402
@@ -19,14 +19,9 @@ from muaudit.results import Verdict  # noqa: E402
 TASK: dict[str, Any] = settings()["task"]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models(tmp_path_factory.mktemp("refusals"))
-
-
 @pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "here"))
+def folder(small_classifiers: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_classifiers, tmp_path / "here"))
 
 
 def arrays(folder: Path, name: str) -> dict[str, Any]:
