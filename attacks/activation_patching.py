@@ -48,7 +48,7 @@ class ActivationPatching(Attack):
 
     def prepare(self, bench: Bench) -> Prepared:
         """Finds, with a reference that is set aside, at which layers the original encodes which fact."""
-        from muaudit.lineage import both, patched_log_probabilities
+        from muaudit.language.lineage import both, patched_log_probabilities
 
         original, calibration = both(bench)
         queries = [bench.task.ask(fact) for fact in bench.task.forget]
@@ -73,7 +73,7 @@ class ActivationPatching(Attack):
 
     def measure(self, model: Model, prepared: Prepared, rng: np.random.Generator) -> Measurement:
         """Patches the model's states into the original; `rng` is not needed, since nothing here is drawn."""
-        from muaudit.lineage import Opened, patched_log_probabilities
+        from muaudit.language.lineage import Opened, patched_log_probabilities
 
         units = prepared.data["units"]
         queries = [Query(**unit["query"]) for unit in units]

@@ -8,15 +8,15 @@ from typing import Annotated, ClassVar, Literal, Self, get_args
 import numpy as np
 from pydantic import Field, model_validator
 
-from muaudit import prompts
 from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.errors import NotApplicable
-from muaudit.judging import mentions
+from muaudit.language import prompts
+from muaudit.language.judging import mentions
+from muaudit.language.prompts import Prompt
+from muaudit.language.rewording import with_synonyms
+from muaudit.language.units import Unit, choose
 from muaudit.models import GeneratesText, Model, ScoresText
-from muaudit.prompts import Prompt
-from muaudit.rewording import with_synonyms
 from muaudit.task import Fact, ForgetTask
-from muaudit.units import Unit, choose
 
 Kind = Literal[
     "prefix_injection", "affirmative_suffix", "role_playing", "multiple_choice", "reverse_query", "synonym_manipulation",

@@ -8,16 +8,16 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from muaudit.attack import Attack, Bench, Layers, Measurement, Prepared
-from muaudit.concepts import Concept, Probe, of_file, of_task
 from muaudit.errors import NotApplicable
+from muaudit.language.concepts import Concept, Probe, of_file, of_task
+from muaudit.language.units import chance_corrected
 from muaudit.models import ExposesWeights, Model
 from muaudit.results import Transcript
-from muaudit.units import chance_corrected
 
 if TYPE_CHECKING:
-    from muaudit.anatomy import Anatomy
-    from muaudit.lineage import Opened
-    from muaudit.value_vectors import Place
+    from muaudit.language.anatomy import Anatomy
+    from muaudit.language.lineage import Opened
+    from muaudit.language.value_vectors import Place
 
 HIGHEST = 0.9
 """Residues count above a reference's level, which is taken to be no higher than this."""
@@ -94,8 +94,8 @@ class ConceptVectors(Attack):
 
     def prepare(self, bench: Bench) -> Prepared:
         """Finds and validates the vectors in the original."""
-        from muaudit.carriers import Search, Trial, known_forms
-        from muaudit.lineage import both
+        from muaudit.language.carriers import Search, Trial, known_forms
+        from muaudit.language.lineage import both
 
         original, calibration = both(bench)
         if self.concepts is None:
@@ -134,9 +134,9 @@ class ConceptVectors(Attack):
 
     def measure(self, model: Model, prepared: Prepared, rng: np.random.Generator) -> Measurement:
         """Takes the vectors out of the model; `rng` is not needed, since nothing here is drawn."""
-        from muaudit.anatomy import same_shape
-        from muaudit.lineage import Opened, encoded_alike
-        from muaudit.value_vectors import Place
+        from muaudit.language.anatomy import same_shape
+        from muaudit.language.lineage import Opened, encoded_alike
+        from muaudit.language.value_vectors import Place
 
         original, source = Opened.of(prepared.open_original(), "original"), Opened.of(model, "model")
         same_shape(original.anatomy, source.anatomy)
@@ -231,8 +231,8 @@ def _told(count: int, effect: dict[str, float], original: dict[str, float]) -> s
 
 def _effects(opened: "Opened", concepts: Sequence[Concept], places: "Sequence[Sequence[Place]]") -> list[dict[str, float]]:
     """By how much the log-odds of each concept's right completions fall without its vectors, by form, in nats a token."""
-    from muaudit.carriers import log_odds
-    from muaudit.value_vectors import without
+    from muaudit.language.carriers import log_odds
+    from muaudit.language.value_vectors import without
 
     probes = [(number, probe) for number, concept in enumerate(concepts) for probe in concept.probes]
     sizes = [len(probe.completions) for _, probe in probes]
@@ -262,7 +262,7 @@ def _likeness(original: "Anatomy", model: "Anatomy", places: "Sequence[Place]", 
         for each among the original's (`concept_token_ratio`), and the share of the latter that stayed (`concept_token_rate`).
         Where the original's vectors promote none of the concept's tokens, both are 0.
     """
-    from muaudit.value_vectors import columns, top_tokens
+    from muaudit.language.value_vectors import columns, top_tokens
 
     before, after = columns(original, places), columns(model, places)
     lengths = before.norm(dim=1) * after.norm(dim=1)

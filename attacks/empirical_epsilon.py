@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Discriminator, Field, Tag
 
-from muaudit import likelihood_ratio, membership
 from muaudit.attack import Attack, Bench, Measurement, Prepared
-from muaudit.claims import STRATEGIES, MembershipScores, Strategy, bound, fair
 from muaudit.errors import ModelError, NotApplicable
+from muaudit.estimators import likelihood_ratio, membership
+from muaudit.estimators.claims import STRATEGIES, MembershipScores, Strategy, bound, fair
+from muaudit.estimators.likelihood_ratio import Gaussians, Hypotheses
+from muaudit.estimators.privacy_bounds import Accountant, claimed_epsilon, group_claim
 from muaudit.examples import Examples, LabelledTask
-from muaudit.likelihood_ratio import Gaussians, Hypotheses
 from muaudit.models import Classifies, Model
-from muaudit.privacy_bounds import Accountant, claimed_epsilon, group_claim
 from muaudit.results import ClaimTest, Frozen
 
 FloatArray = NDArray[np.float64]

@@ -7,17 +7,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from muaudit import forgetting, made, store
+from muaudit import store
 from muaudit.attack import Attack, Bench, Lineup, Measurement, Prepared
 from muaudit.config import PopulationConfig
 from muaudit.errors import NotApplicable
+from muaudit.estimators import forgetting
+from muaudit.estimators.likelihood_ratio import margins
 from muaudit.examples import Examples, LabelledTask
-from muaudit.likelihood_ratio import margins
 from muaudit.models import ClassifiesMany, Model
+from muaudit.training import made
 
 if TYPE_CHECKING:
-    from muaudit.cohorts import Cohort
-    from muaudit.shadows import Trainer
+    from muaudit.training.cohorts import Cohort
+    from muaudit.training.shadows import Trainer
 
 FloatArray = NDArray[np.float64]
 

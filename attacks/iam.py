@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from muaudit import interpolated, relative_membership
 from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.errors import NotApplicable, UsageError
+from muaudit.estimators import interpolated, relative_membership
+from muaudit.estimators.interpolated import completeness
 from muaudit.examples import Examples
-from muaudit.interpolated import completeness
 from muaudit.models import Classifies, Model
 from muaudit.scored import Scored, draw_retain
 

@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from muaudit import prompts
 from muaudit.attack import Attack, Bench, BudgetCurve, Measurement, Prepared
-from muaudit.chains import Links, accepted, ring
 from muaudit.errors import ModelError
-from muaudit.judging import mentions, normalised
+from muaudit.language import prompts
+from muaudit.language.chains import Links, accepted, ring
+from muaudit.language.judging import mentions, normalised
+from muaudit.language.prompts import Prompt, subject_of
+from muaudit.language.units import Unit, choose
 from muaudit.models import GeneratesText, Model, ScoresText
-from muaudit.prompts import Prompt, subject_of
 from muaudit.results import Transcript
 from muaudit.task import Fact, ForgetTask
-from muaudit.units import Unit, choose
 
 LEVELS = ("nothing", "hints", "definitions", "passage")
 

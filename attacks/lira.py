@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from muaudit import likelihood_ratio
 from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.augmentation import Augmentation, augmented, queries
 from muaudit.errors import UsageError
-from muaudit.likelihood_ratio import Centre, Gaussians, Hypotheses, Spread
+from muaudit.estimators import likelihood_ratio
+from muaudit.estimators.likelihood_ratio import Centre, Gaussians, Hypotheses, Spread
+from muaudit.estimators.roc_summary import best_threshold
 from muaudit.models import Classifies, ClassifiesInputs, Model
-from muaudit.roc_summary import best_threshold
 from muaudit.scored import Scored, draw_retain
 
 FloatArray = NDArray[np.float64]

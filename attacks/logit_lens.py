@@ -9,15 +9,15 @@ from pydantic import Field
 
 from muaudit.attack import Attack, Bench, Layers, Measurement, Prepared
 from muaudit.errors import NotApplicable
+from muaudit.language.rivals import Rivals
 from muaudit.models import ExposesWeights, Model, Query
 from muaudit.results import Transcript
-from muaudit.rivals import Rivals
 from muaudit.task import Fact, ForgetTask
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from muaudit.anatomy import Anatomy
+    from muaudit.language.anatomy import Anatomy
     from muaudit.models.tokens import Encoded
 
 WAYS = ("logit_lens", "tuned_lens")
@@ -78,7 +78,7 @@ class LogitLens(Attack):
     def measure(self, model: Model, prepared: Prepared, rng: np.random.Generator) -> Measurement:
         """Reads the states; `rng` is not needed, since nothing here is drawn."""
         assert isinstance(model, ExposesWeights)  # noqa: S101 - the runner checked `needs`
-        from muaudit.anatomy import Anatomy
+        from muaudit.language.anatomy import Anatomy
 
         anatomy = Anatomy.of(model.network())
         contests, dropped = _contests(model, prepared.data["units"])
@@ -173,7 +173,7 @@ def _states(anatomy: "Anatomy", texts: "Sequence[Encoded]") -> "list[Tensor]":
     """Hidden states before the answers, [texts, width] by layer; nothing where there are no texts."""
     import torch
 
-    from muaudit.anatomy import batches, log_probabilities, states_captured
+    from muaudit.language.anatomy import batches, log_probabilities, states_captured
 
     found: list[list[Tensor]] = [[] for _ in anatomy.layers] if texts else []
     for part in batches(texts):

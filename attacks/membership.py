@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from muaudit import membership
 from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.errors import EnvironmentFault, NotApplicable
+from muaudit.estimators import membership
+from muaudit.language.units import choose
 from muaudit.models import ExposesWeights, Model, Query, ScoresTokens, TokenScores
 from muaudit.results import Transcript
 from muaudit.task import Fact, ForgetTask
-from muaudit.units import choose
 
 Score = Literal["loss", "zlib", "min_k", "min_k_plus_plus", "recall", "neighbourhood", "gradient_norm"]
 Columns = dict[str, NDArray[np.float64]]

@@ -9,10 +9,10 @@ from pydantic import Field
 
 from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.errors import NotApplicable
+from muaudit.language.units import choose
 from muaudit.models import GeneratesText, Model, Query, ReportsUtility, ScoresText, TextScore
 from muaudit.results import Transcript
 from muaudit.task import Fact, ForgetTask
-from muaudit.units import choose
 
 Scores = dict[str, tuple[float, ...]]
 

@@ -7,15 +7,15 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from muaudit import prompts, rewording
 from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.errors import NotApplicable
-from muaudit.judging import mentions, normalised
+from muaudit.language import prompts, rewording
+from muaudit.language.judging import mentions, normalised
+from muaudit.language.prompts import Prompt, Way
+from muaudit.language.rewording import Hunt, Rewording
+from muaudit.language.units import Unit, choose
 from muaudit.models import GeneratesText, Model, ScoresText
-from muaudit.prompts import Prompt, Way
-from muaudit.rewording import Hunt, Rewording
 from muaudit.task import Fact, ForgetTask
-from muaudit.units import Unit, choose
 
 QUESTION, REWORDING, SPREAD = "question", "rewording", "spread_over_forms"
 CONTROLS = 4

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy import special
 
-from muaudit import confidence
 from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.errors import EnvironmentFault, NotApplicable
+from muaudit.estimators import confidence
 from muaudit.models import Classifies, Model
 from muaudit.scored import Scored, draw_retain
 

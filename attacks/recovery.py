@@ -8,7 +8,7 @@ from pydantic import Field
 
 from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.errors import NotApplicable
-from muaudit.judging import mentions
+from muaudit.language.judging import mentions
 from muaudit.models import GeneratesText, Model, Query, ScoresText
 from muaudit.results import Transcript
 from muaudit.task import Fact, ForgetTask

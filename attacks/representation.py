@@ -11,9 +11,9 @@ from scipy import special
 
 from muaudit.attack import Attack, Bench, BudgetCurve, Layers, Measurement, Prepared
 from muaudit.errors import EnvironmentFault, ModelError, NotApplicable
+from muaudit.estimators.similarity import kernel_relative_test, linear_cka
 from muaudit.examples import Examples, LabelledTask
 from muaudit.models import ExposesLayers, Model
-from muaudit.similarity import kernel_relative_test, linear_cka
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

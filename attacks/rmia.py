@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from muaudit import relative_membership
 from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.errors import UsageError
+from muaudit.estimators import relative_membership
+from muaudit.estimators.relative_membership import Signals
 from muaudit.models import Classifies, Model
-from muaudit.relative_membership import Signals
 from muaudit.scored import Scored, draw_retain
 
 FloatArray = NDArray[np.float64]

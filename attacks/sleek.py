@@ -7,17 +7,17 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 import numpy as np
 from pydantic import Field
 
-from muaudit.assistants import Assistant, Helper
 from muaudit.attack import Attack, Bench, Measurement, Prepared
-from muaudit.chains import Links, accepted, asked_about, description, ring
 from muaudit.errors import NotApplicable
-from muaudit.interviews import Exchange, Interview, Step, conduct, first_sentence, spliced, transcript
-from muaudit.judging import Claim, agreement, cohens_kappa, judged, mentions
+from muaudit.language.assistants import Assistant, Helper
+from muaudit.language.chains import Links, accepted, asked_about, description, ring
+from muaudit.language.interviews import Exchange, Interview, Step, conduct, first_sentence, spliced, transcript
+from muaudit.language.judging import Claim, agreement, cohens_kappa, judged, mentions
+from muaudit.language.prompts import subject_of
+from muaudit.language.units import Unit, choose
 from muaudit.models import GeneratesText, Model
-from muaudit.prompts import subject_of
 from muaudit.results import Transcript
 from muaudit.task import Fact, ForgetTask
-from muaudit.units import Unit, choose
 
 Category = Literal["direct", "indirect", "implied"]
 

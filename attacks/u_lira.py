@@ -9,12 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, field_validator
 from scipy import special
 
-from muaudit import made, vendor
 from muaudit.attack import Attack, Bench, Measurement, Prepared
-from muaudit.cohorts import Cohort
 from muaudit.errors import NotApplicable, UsageError
-from muaudit.examples import Examples
-from muaudit.likelihood_ratio import (
+from muaudit.estimators.likelihood_ratio import (
     SMALLEST_SPREAD,
     Gaussians,
     Roc,
@@ -23,11 +20,14 @@ from muaudit.likelihood_ratio import (
     fit_gaussians,
     margins,
 )
+from muaudit.examples import Examples
 from muaudit.models import Classifies, Model
-from muaudit.recipes import Procedure
+from muaudit.training import made, vendor
+from muaudit.training.cohorts import Cohort
+from muaudit.training.recipes import Procedure
 
 if TYPE_CHECKING:
-    from muaudit.shadows import Trainer
+    from muaudit.training.shadows import Trainer
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]

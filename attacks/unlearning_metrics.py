@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy import special
 
-from muaudit import membership, similarity
 from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.errors import EnvironmentFault, ModelError, NotApplicable, UsageError
+from muaudit.estimators import membership, similarity
+from muaudit.estimators.likelihood_ratio import margins
 from muaudit.examples import Examples, LabelledTask
-from muaudit.likelihood_ratio import margins
 from muaudit.models import Classifies, Model, Predicts
 
 FloatArray = NDArray[np.float64]

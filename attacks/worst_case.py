@@ -9,18 +9,20 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy import special
 
-from muaudit import made, membership, store, worst_subset
+from muaudit import store
 from muaudit.attack import Attack, Bench, Lineup, Measurement, Prepared
 from muaudit.config import ModelConfig
 from muaudit.errors import EnvironmentFault, NotApplicable, UsageError
+from muaudit.estimators import membership, worst_subset
+from muaudit.estimators.likelihood_ratio import balanced_membership, margins
 from muaudit.examples import Examples, LabelledTask
-from muaudit.likelihood_ratio import balanced_membership, margins
 from muaudit.models import Classifies, Model
 from muaudit.results import Transcript
+from muaudit.training import made
 
 if TYPE_CHECKING:
-    from muaudit.cohorts import Cohort, RecordedCohort
-    from muaudit.shadows import Trainer
+    from muaudit.training.cohorts import Cohort, RecordedCohort
+    from muaudit.training.shadows import Trainer
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

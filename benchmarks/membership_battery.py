@@ -22,14 +22,14 @@ from rich.console import Console
 from muaudit import plan, preset, runner
 from muaudit.attacks.lira import Lira
 from muaudit.attacks.rmia import Rmia
-from muaudit.cohorts import Cohort
 from muaudit.compute import seed_of
 from muaudit.config import parse
-from muaudit.likelihood_ratio import balanced_membership
+from muaudit.estimators.likelihood_ratio import balanced_membership
 from muaudit.models.classifier import Classifier
 from muaudit.results import AuditReport, Finding, Verdict
 from muaudit.testbed.classification.build import METHODS, PRESETS, build, opened
 from muaudit.testbed.classification.method import Training
+from muaudit.training.cohorts import Cohort
 from muaudit.workbench import Workbench
 
 SEEDS = range(1, 11)

@@ -20,10 +20,10 @@ from muaudit.compare import compare
 from muaudit.compute import settled
 from muaudit.examples import Examples, LabelledTask
 from muaudit.models.classifier import Classifier
-from muaudit.recipes import TorchRecipe, train
 from muaudit.results import Finding
 from muaudit.testbed.classification.data import Population, make_task
 from muaudit.testbed.classification.differentially_private import DifferentiallyPrivate
+from muaudit.training.recipes import TorchRecipe, train
 
 RECIPE = TorchRecipe(steps=300, hidden=(128,))
 CLAIMS = (1.0, 4.0, 16.0)

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from muaudit.examples import Examples
-from muaudit.recipes import TorchRecipe
-from muaudit.shadows import Trainer
-from muaudit.stacked import Way, choose, fit_many, stackable
+from muaudit.training.recipes import TorchRecipe
+from muaudit.training.shadows import Trainer
+from muaudit.training.stacked import Way, choose, fit_many, stackable
 
 STACK = 16
 """Models trained at once."""

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from muaudit import compute, config, plan
-from muaudit.cohorts import Cohort
 from muaudit.config import TrainingConfig
 from muaudit.errors import UsageError
+from muaudit.estimators.likelihood_ratio import balanced_membership
 from muaudit.examples import LabelledTask
-from muaudit.likelihood_ratio import balanced_membership
 from muaudit.manifest import content_digest, manifest, manifest_digest
-from muaudit.recipes import rows_digest
 from muaudit.results import Frozen
-from muaudit.shadows import Trainer
+from muaudit.training.cohorts import Cohort
+from muaudit.training.recipes import rows_digest
+from muaudit.training.shadows import Trainer
 
 Progress = Callable[[int, int, str], None]
 

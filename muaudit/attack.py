@@ -23,11 +23,11 @@ from muaudit.results import AttackCard, ClaimTest, Frozen, Transcript
 if TYPE_CHECKING:
     import numpy as np
 
-    from muaudit.cohorts import Cohort, RecordedCohort
     from muaudit.examples import LabelledTask
     from muaudit.models import Model
-    from muaudit.shadows import Trainer
     from muaudit.task import ForgetTask
+    from muaudit.training.cohorts import Cohort, RecordedCohort
+    from muaudit.training.shadows import Trainer
 
 GROUP = "muaudit.attacks"
 """The entry-point group in which attacks are registered."""

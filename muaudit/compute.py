@@ -129,6 +129,6 @@ def spread(
         for job in jobs:
             yield work(*job)
         return
-    from muaudit.clusters import gather
+    from muaudit.training.clusters import gather
 
     yield from gather(work, jobs, workers=workers, backend=backend, address=address)

@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from muaudit.errors import UsageError
-from muaudit.example_files import Columns
-from muaudit.recipes import Procedure, PythonRecipe, SklearnRecipe, TorchRecipe
+from muaudit.loaders.example_files import Columns
 from muaudit.results import Frozen
 from muaudit.task import DEFAULT_TEMPLATE
+from muaudit.training.recipes import Procedure, PythonRecipe, SklearnRecipe, TorchRecipe
 
 
 class FactsTask(Frozen):

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from muaudit.attack import Measurement
-from muaudit.membership import privacy_leakage
+from muaudit.estimators.membership import privacy_leakage
+from muaudit.estimators.similarity import average_gap
 from muaudit.results import (
     ClusterResult,
     Curve,
@@ -19,7 +20,6 @@ from muaudit.results import (
     UnitResult,
     WorstClusters,
 )
-from muaudit.similarity import average_gap
 from muaudit.statistics import mean_gap
 from muaudit.worst_cluster import Maximum
 

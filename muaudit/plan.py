@@ -12,16 +12,17 @@ import rfc8785
 from pydantic import ValidationError
 
 from muaudit import attack as attacks
-from muaudit import config, policy, preset, series, store, vendor
+from muaudit import config, policy, preset, series, store
 from muaudit.compute import resolve_device
 from muaudit.config import AuditConfig, ClassifierConfig, EndpointConfig, ExamplesTask, RecordedConfig, TrainingConfig
 from muaudit.errors import UsageError
 from muaudit.examples import LabelledTask
 from muaudit.manifest import manifest, manifest_digest
 from muaudit.policy import Policy
-from muaudit.recipes import PythonRecipe
 from muaudit.results import CodeRecord, DataRecord, FileDigest, Frozen, ModelRecord
 from muaudit.task import ForgetTask
+from muaudit.training import vendor
+from muaudit.training.recipes import PythonRecipe
 from muaudit.version import VERSION
 
 LIBRARIES = (
@@ -236,7 +237,7 @@ def open_examples(task: ExamplesTask, base: Path) -> LabelledTask:
     Raises:
         UsageError: Its files cannot be used.
     """
-    from muaudit.example_files import read_task
+    from muaudit.loaders.example_files import read_task
 
     names = [name for name in (task.forget, task.retain, task.holdout) if name is not None]
     return read_task(
@@ -291,7 +292,7 @@ def _shadows_digest(settings: AuditConfig, task: ForgetTask | LabelledTask, base
     if not path.exists():
         raise UsageError(f"{shown}: no such file or folder; `muaudit shadow` writes one")
     if isinstance(task, LabelledTask):
-        from muaudit.cohorts import refuse_others
+        from muaudit.training.cohorts import refuse_others
 
         refuse_others(path, shown, task.pool)
     return manifest_digest(manifest(path))

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from muaudit import membership
 from muaudit.attack import Measurement
 from muaudit.errors import NotApplicable, UsageError
+from muaudit.estimators import membership
+from muaudit.estimators.likelihood_ratio import Roc
+from muaudit.estimators.roc_summary import summarise
 from muaudit.examples import Examples, LabelledTask
-from muaudit.likelihood_ratio import Roc
-from muaudit.roc_summary import summarise
 
 if TYPE_CHECKING:
-    from muaudit.cohorts import Cohort, RecordedCohort
+    from muaudit.training.cohorts import Cohort, RecordedCohort
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]

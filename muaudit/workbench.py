@@ -9,15 +9,15 @@ import numpy as np
 from muaudit import compute, plan
 from muaudit.ahead import shadow_rows
 from muaudit.attack import Bench
-from muaudit.cohorts import Cohort, RecordedCohort, open_cohort
 from muaudit.config import ModelConfig
 from muaudit.errors import NotApplicable
 from muaudit.examples import LabelledTask
 from muaudit.models import CAPABILITIES, Model
 from muaudit.opening import family, open_model
 from muaudit.plan import Plan
-from muaudit.shadows import Trainer
 from muaudit.task import ForgetTask
+from muaudit.training.cohorts import Cohort, RecordedCohort, open_cohort
+from muaudit.training.shadows import Trainer
 
 Progress = Callable[[int, int, str], None]
 

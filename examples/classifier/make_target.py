@@ -4,9 +4,9 @@ from pathlib import Path
 
 from vendor import unlearn
 
-from muaudit.example_files import read_task
+from muaudit.loaders.example_files import read_task
 from muaudit.models.classifier import Classifier
-from muaudit.networks import Provenance, SavedNetwork, save_network
+from muaudit.training.networks import Provenance, SavedNetwork, save_network
 
 HERE = Path(__file__).parent
 

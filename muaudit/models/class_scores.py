@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from muaudit.errors import ModelError
 from muaudit.examples import Examples
-from muaudit.trained import PROBABILITY_FLOOR
+from muaudit.training.trained import PROBABILITY_FLOOR
 
 _ROUNDED = 1e-3
 """How far recorded probabilities may be from summing to 1: what half precision makes of them."""

@@ -22,13 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
-from muaudit import vendor
 from muaudit.compute import Stopwatch, resolve_device
 from muaudit.errors import EnvironmentFault, ModelError
-from muaudit.example_columns import first_line
 from muaudit.examples import Examples, Outputs
+from muaudit.loaders.example_columns import first_line
 from muaudit.manifest import manifest, manifest_digest
 from muaudit.models import class_scores
+from muaudit.training import vendor
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
@@ -355,7 +355,7 @@ def refuse_pickles(path: Path) -> None:
 
 
 def _built_in(path: Path) -> Opened:
-    from muaudit.networks import DESCRIPTION, WEIGHTS, SavedNetwork
+    from muaudit.training.networks import DESCRIPTION, WEIGHTS, SavedNetwork
 
     try:
         saved = SavedNetwork.model_validate_json((path / DESCRIPTION).read_bytes())

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from muaudit.compute import Stopwatch
 from muaudit.errors import EnvironmentFault, ModelError
-from muaudit.example_columns import first_line
 from muaudit.examples import Examples
+from muaudit.loaders.example_columns import first_line
 from muaudit.manifest import manifest, manifest_digest
 from muaudit.models import class_scores
 from muaudit.models.classifier import refuse_pickles
-from muaudit.trained import outputs_from
+from muaudit.training.trained import outputs_from
 
 _TRUSTED = ("sklearn.", "scipy.interpolate.", "scipy.sparse.")
 """Where classes may be from beside those that skops itself trusts: estimators keep trees and splines of these."""

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from muaudit.compute import Stopwatch
 from muaudit.errors import EnvironmentFault, ModelError
-from muaudit.example_columns import first_line
 from muaudit.examples import Examples
+from muaudit.loaders.example_columns import first_line
 from muaudit.manifest import manifest, manifest_digest
 from muaudit.models import class_scores
 

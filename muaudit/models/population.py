@@ -8,12 +8,12 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from muaudit.cohorts import Cohort
 from muaudit.errors import ModelError, UsageError
-from muaudit.example_columns import bytes_of, first_line, load_arrays, pick, texts_of
 from muaudit.examples import Examples
+from muaudit.loaders.example_columns import bytes_of, first_line, load_arrays, pick, texts_of
 from muaudit.manifest import manifest, manifest_digest
 from muaudit.models import class_scores
+from muaudit.training.cohorts import Cohort
 
 
 class Population:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muaudit.errors import ModelError, UsageError
-from muaudit.example_columns import Columns, bytes_of, first_line, listed, load_arrays, pick, texts_of
-from muaudit.example_tables import numbers, parse_table, texts
 from muaudit.examples import Examples
+from muaudit.loaders.example_columns import Columns, bytes_of, first_line, listed, load_arrays, pick, texts_of
+from muaudit.loaders.example_tables import numbers, parse_table, texts
 from muaudit.manifest import manifest, manifest_digest
 from muaudit.models import class_scores
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from muaudit import prompts
 from muaudit.attack import Bench, Measurement, Prepared
 from muaudit.attacks import adversarial_prompts as a
 from muaudit.errors import NotApplicable
+from muaudit.language import prompts
+from muaudit.language.prompts import Prompt
 from muaudit.models import Query, TextScore
-from muaudit.prompts import Prompt
 from muaudit.task import Fact, ForgetTask, Paraphrase
 
 BOTH = frozenset({"ScoresText", "GeneratesText"})

@@ -14,17 +14,17 @@ from planting import ablated, people, plant, prompts, recall  # noqa: E402
 from shared_data import shared_data  # noqa: E402
 
 from muaudit import compute, policy  # noqa: E402
-from muaudit.anatomy import Anatomy  # noqa: E402
 from muaudit.attack import Bench, Measurement, Prepared  # noqa: E402
 from muaudit.attacks.concept_vectors import ConceptVectors, levels_of, pooled, residue  # noqa: E402
 from muaudit.compare import compare  # noqa: E402
-from muaudit.concepts import of_file, words_of  # noqa: E402
 from muaudit.errors import NotApplicable, UsageError  # noqa: E402
+from muaudit.language.anatomy import Anatomy  # noqa: E402
+from muaudit.language.concepts import of_file, words_of  # noqa: E402
+from muaudit.language.value_vectors import Place, scan, top_tokens  # noqa: E402
 from muaudit.results import Verdict  # noqa: E402
 from muaudit.task import ForgetTask  # noqa: E402
 from muaudit.testbed.language import pairs  # noqa: E402
 from muaudit.testbed.training import adamw, batches, completion_loss, encode_pairs, step  # noqa: E402
-from muaudit.value_vectors import Place, scan, top_tokens  # noqa: E402
 
 PLACES = [Place(number % 2, 20 + 25 * number) for number in range(10)]
 
@@ -83,7 +83,7 @@ def test_the_scan_in_chunks_is_the_whole_matrix(world: dict[str, Any], monkeypat
         whole = found.unembedding @ found.values(layer)
         z = (whole[ids].mean(0) - whole.mean(0)) / whole.std(0, correction=0)
         scores += [(-abs(float(value)), Place(layer, column)) for column, value in enumerate(z)]
-    monkeypatch.setattr("muaudit.value_vectors.CHUNK", 7 * found.unembedding.shape[0])
+    monkeypatch.setattr("muaudit.language.value_vectors.CHUNK", 7 * found.unembedding.shape[0])
     (hits,) = scan(found, [ids], 8)
     assert [hit.place for hit in hits] == [place for _, place in sorted(scores)[:8]]
     assert hits[0].score == pytest.approx(-min(scores)[0], rel=1e-5)

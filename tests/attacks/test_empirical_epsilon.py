@@ -11,14 +11,15 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from muaudit import likelihood_ratio, policy
+from muaudit import policy
 from muaudit.attack import Bench, Measurement, Prepared
 from muaudit.attacks.empirical_epsilon import EmpiricalEpsilon
-from muaudit.claims import STRATEGIES, MembershipScores, Strategy, bound, fair, guessed, p_value_of
 from muaudit.compare import compare
 from muaudit.errors import ModelError, NotApplicable, UsageError
+from muaudit.estimators import likelihood_ratio
+from muaudit.estimators.claims import STRATEGIES, MembershipScores, Strategy, bound, fair, guessed, p_value_of
+from muaudit.estimators.membership import epsilon_lower_bound
 from muaudit.examples import Examples, LabelledTask
-from muaudit.membership import epsilon_lower_bound
 from muaudit.results import Verdict
 
 FloatArray = NDArray[np.float64]
@@ -269,8 +270,8 @@ def test_a_model_that_knows_its_mislabelled_canaries_refutes_a_claim_of_one() ->
     """Real networks: the target was trained on the canaries whose coins fell in, the references on none."""
     pytest.importorskip("torch")
     from muaudit.models.classifier import Classifier
-    from muaudit.recipes import TorchRecipe, train
     from muaudit.testbed.classification.data import Population, make_task
+    from muaudit.training.recipes import TorchRecipe, train
 
     given = make_task(Population(by="canary", forget=200, retain=100, holdout=50, wrong_labels=0.0))
     recipe, place = TorchRecipe(steps=250, hidden=(128,)), np.arange(len(given.pool))

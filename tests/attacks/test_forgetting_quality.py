@@ -11,8 +11,8 @@ from muaudit.attack import Bench, Measurement, Prepared
 from muaudit.attacks.forgetting_quality import ForgettingQuality
 from muaudit.compare import compare
 from muaudit.errors import NotApplicable
-from muaudit.forgetting import advantage, challenge
-from muaudit.likelihood_ratio import margins
+from muaudit.estimators.forgetting import advantage, challenge
+from muaudit.estimators.likelihood_ratio import margins
 from muaudit.models.population import Population
 from muaudit.results import Finding
 

@@ -6,10 +6,10 @@ import numpy as np
 import parzen
 import pytest
 
-from muaudit import interpolated, relative_membership
 from muaudit.attack import Bench
 from muaudit.attacks.iam import Iam
 from muaudit.errors import NotApplicable, UsageError
+from muaudit.estimators import interpolated, relative_membership
 from muaudit.examples import Examples, LabelledTask
 
 

@@ -13,8 +13,8 @@ from beds import opened
 from muaudit.attack import Measurement
 from muaudit.attacks.lira import Lira
 from muaudit.errors import NotApplicable, UsageError
+from muaudit.estimators.likelihood_ratio import balanced_membership
 from muaudit.examples import Examples, LabelledTask
-from muaudit.likelihood_ratio import balanced_membership
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from muaudit import membership, policy
+from muaudit import policy
 from muaudit.attack import Bench, Measurement, Prepared
 from muaudit.attacks.membership import Membership
 from muaudit.compare import compare
 from muaudit.errors import NotApplicable
+from muaudit.estimators import membership
 from muaudit.models import Query, TokenScores
 from muaudit.task import Fact, ForgetTask, Paraphrase
 

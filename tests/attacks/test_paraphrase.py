@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from muaudit import rewording
 from muaudit.attack import Bench, Measurement, Prepared
 from muaudit.attacks import paraphrase as p
 from muaudit.errors import NotApplicable
+from muaudit.language import rewording
 from muaudit.models import Query, TextScore
 from muaudit.task import Fact, ForgetTask, Paraphrase
 

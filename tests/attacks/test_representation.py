@@ -14,9 +14,9 @@ from muaudit.attack import Bench, Measurement, Prepared
 from muaudit.attacks.representation import Representation
 from muaudit.compare import compare
 from muaudit.errors import ModelError, NotApplicable
+from muaudit.estimators.similarity import linear_cka
 from muaudit.examples import Examples, LabelledTask
 from muaudit.results import Verdict
-from muaudit.similarity import linear_cka
 
 sklearn = pytest.importorskip("sklearn.linear_model")
 
@@ -245,8 +245,8 @@ def test_what_cannot_be_probed_is_skipped_with_the_reason() -> None:
 def test_a_real_original_fails_and_an_honest_retrain_passes(by: Any) -> None:
     pytest.importorskip("torch")
     from muaudit.models.classifier import Classifier
-    from muaudit.recipes import TorchRecipe, train
     from muaudit.testbed.classification.data import Population, make_task
+    from muaudit.training.recipes import TorchRecipe, train
 
     wrong = 0.2 if by == "sample" else 0.0
     task = make_task(Population(by=by, forget=60, retain=200, holdout=60, wrong_labels=wrong))

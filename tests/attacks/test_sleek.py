@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from muaudit.assistants import Assistant, Helper
 from muaudit.attack import Bench, Measurement, Prepared
 from muaudit.attacks import sleek as s
 from muaudit.errors import NotApplicable
-from muaudit.interviews import Interview, answered
+from muaudit.language.assistants import Assistant, Helper
+from muaudit.language.interviews import Interview, answered
 from muaudit.models import Query, TextScore
 from muaudit.task import Fact, ForgetTask, Paraphrase
 

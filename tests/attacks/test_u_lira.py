@@ -12,7 +12,7 @@ from muaudit.attack import Prepared
 from muaudit.attacks.u_lira import KINDS, Fit, Shadows, ULira, forget_subsets
 from muaudit.compare import compare
 from muaudit.errors import NotApplicable, UsageError
-from muaudit.likelihood_ratio import balanced_membership
+from muaudit.estimators.likelihood_ratio import balanced_membership
 
 TASK = make_task()
 ATTACK = ULira(shadows=16, retain_examples=20)

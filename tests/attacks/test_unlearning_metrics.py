@@ -197,8 +197,8 @@ def test_what_a_small_task_cannot_give_is_said() -> None:
 def test_a_real_original_fails_and_an_honest_retrain_passes() -> None:
     pytest.importorskip("torch")
     from muaudit.models.classifier import Classifier
-    from muaudit.recipes import TorchRecipe, train
     from muaudit.testbed.classification.data import Population, make_task
+    from muaudit.training.recipes import TorchRecipe, train
 
     task = make_task(Population())
     known = np.arange(len(task.pool)) < len(task.forget) + len(task.retain)

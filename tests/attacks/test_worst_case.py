@@ -14,11 +14,11 @@ from muaudit.attacks.worst_case import WorstCase
 from muaudit.compare import compare
 from muaudit.errors import NotApplicable
 from muaudit.examples import Examples, LabelledTask
-from muaudit.made import member_config
 from muaudit.opening import open_model
-from muaudit.recipes import PythonRecipe, SklearnRecipe
 from muaudit.results import Finding
-from muaudit.shadows import Trainer
+from muaudit.training.made import member_config
+from muaudit.training.recipes import PythonRecipe, SklearnRecipe
+from muaudit.training.shadows import Trainer
 
 HARD = 20
 TASK = make_task(forget=20, retain=80, holdout=30, hard=HARD)

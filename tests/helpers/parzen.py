@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from muaudit import policy
 from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.compare import compare
+from muaudit.estimators.likelihood_ratio import balanced_membership
 from muaudit.examples import Examples, LabelledTask
-from muaudit.likelihood_ratio import balanced_membership
 
 CLASSES = 4
 ALL = frozenset({"Classifies", "ClassifiesInputs"})

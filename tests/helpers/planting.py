@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from muaudit.language.value_vectors import Place
 from muaudit.models.causal_lm import CausalLM
 from muaudit.models.scoring import completion_logits
 from muaudit.models.tokens import Encoded, pad
 from muaudit.task import Fact, ForgetTask
 from muaudit.testbed.language import pairs
 from muaudit.testbed.training import CPU, encode_pairs
-from muaudit.value_vectors import Place
 
 FORMS = ("question", "statement")
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from muaudit.attack import Bench
 from muaudit.examples import Examples, LabelledTask
-from muaudit.recipes import Procedure, TorchRecipe, train
-from muaudit.shadows import Trainer
+from muaudit.training.recipes import Procedure, TorchRecipe, train
+from muaudit.training.shadows import Trainer
 
 RECIPE = TorchRecipe(architecture="mlp", hidden=(128,), steps=60, batch_size=32, learning_rate=0.3, mode="sequential")
 

@@ -21,11 +21,11 @@ from classifier_audits import RECIPE, SETS, classifier, found, muaudit, scan, se
 
 from muaudit import preset  # noqa: E402
 from muaudit.config import parse  # noqa: E402
-from muaudit.example_files import read_task  # noqa: E402
+from muaudit.loaders.example_files import read_task  # noqa: E402
 from muaudit.manifest import manifest, manifest_digest  # noqa: E402
-from muaudit.networks import SavedNetwork  # noqa: E402
-from muaudit.recipes import TorchRecipe, rows_digest  # noqa: E402
 from muaudit.results import Verdict  # noqa: E402
+from muaudit.training.networks import SavedNetwork  # noqa: E402
+from muaudit.training.recipes import TorchRecipe, rows_digest  # noqa: E402
 
 SHORT = RECIPE | {"steps": 20}
 

@@ -16,13 +16,13 @@ pytest.importorskip("skops")
 
 from classifier_audits import RECIPE, SETS, classifier, findings, found, muaudit, scan, write  # noqa: E402
 
-from muaudit.cohorts import Cohort  # noqa: E402
-from muaudit.example_files import read_task  # noqa: E402
 from muaudit.examples import LabelledTask  # noqa: E402
+from muaudit.loaders.example_files import read_task  # noqa: E402
 from muaudit.models.classifier import Classifier  # noqa: E402
-from muaudit.recipes import TorchRecipe  # noqa: E402
 from muaudit.results import AuditReport, Verdict  # noqa: E402
-from muaudit.shadows import Trainer  # noqa: E402
+from muaudit.training.cohorts import Cohort  # noqa: E402
+from muaudit.training.recipes import TorchRecipe  # noqa: E402
+from muaudit.training.shadows import Trainer  # noqa: E402
 
 ROLES = {"target": "honest", "original": "original"} | {f"reference-{number}": f"reference-{number}" for number in (1, 2, 3)}
 

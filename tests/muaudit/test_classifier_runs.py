@@ -16,8 +16,8 @@ pytest.importorskip("skops")
 from classifier_audits import RECIPE, SETS, classifier, findings, found, muaudit, scan, write  # noqa: E402
 
 from muaudit import compute  # noqa: E402
-from muaudit.example_files import read_task  # noqa: E402
 from muaudit.examples import LabelledTask  # noqa: E402
+from muaudit.loaders.example_files import read_task  # noqa: E402
 from muaudit.results import AuditReport, Verdict  # noqa: E402
 
 

@@ -17,14 +17,14 @@ pytest.importorskip("skops")
 
 from digits_pool import digits  # noqa: E402
 
-from muaudit import stacked  # noqa: E402
 from muaudit.errors import ModelError, NotApplicable, UsageError  # noqa: E402
 from muaudit.examples import Examples  # noqa: E402
 from muaudit.models.classifier import Classifier  # noqa: E402
 from muaudit.models.estimator import Estimator  # noqa: E402
-from muaudit.networks import SavedNetwork  # noqa: E402
-from muaudit.recipes import Procedure, PythonRecipe, SklearnRecipe, TorchRecipe, logits_from, rows_digest, train  # noqa: E402
-from muaudit.shadows import Cohort, RecordedCohort, Trainer, open_cohort  # noqa: E402
+from muaudit.training import stacked  # noqa: E402
+from muaudit.training.networks import SavedNetwork  # noqa: E402
+from muaudit.training.recipes import Procedure, PythonRecipe, SklearnRecipe, TorchRecipe, logits_from, rows_digest, train  # noqa: E402
+from muaudit.training.shadows import Cohort, RecordedCohort, Trainer, open_cohort  # noqa: E402
 
 CODE = """
 from sklearn.base import clone
@@ -108,7 +108,7 @@ def test_what_was_made_is_found_again_and_made_alike_anywhere(
     elsewhere = replace(trainer, recipe=recipe, folder=tmp_path / "other").train(rows, range(6))
     assert contents(elsewhere.folder) == contents(first.folder)
     assert elsewhere.digest == first.digest
-    monkeypatch.setattr("muaudit.stacks.make", lambda *_: pytest.fail("it was made already"))
+    monkeypatch.setattr("muaudit.training.stacks.make", lambda *_: pytest.fail("it was made already"))
     assert replace(trainer, recipe=recipe).train(rows, range(6)).digest == first.digest
 
 
@@ -138,8 +138,8 @@ from pathlib import Path
 sys.path.insert(0, {helpers!r})
 import numpy as np
 from digits_pool import digits
-from muaudit.recipes import TorchRecipe
-from muaudit.shadows import Trainer
+from muaudit.training.recipes import TorchRecipe
+from muaudit.training.shadows import Trainer
 
 def progress(done, total, what):
     if done == 14:
@@ -186,7 +186,7 @@ def test_a_damaged_stack_is_refused_and_made_anew(trainer: Trainer, pool: Exampl
     ids=["torch", "another module", "sklearn", "python"],
 )
 def test_models_unlearn_by_the_vendors_procedure(trainer: Trainer, pool: Examples, recipe: Any, function: str) -> None:
-    from muaudit import recipes
+    from muaudit.training import recipes
 
     procedure = Procedure(function=function)
     trainer = replace(trainer, recipe=recipe, procedure=procedure)

@@ -73,11 +73,9 @@ import torch
 from joblib import Parallel, delayed
 from torch import nn
 
-from muaudit import compute, examples, fitting, networks, recipes
+from muaudit import compute, examples
 from muaudit.errors import UsageError
 from muaudit.models.classifier import open_network
-from muaudit.networks import Provenance, save_network
-from muaudit.recipes import TorchRecipe, rows_digest
 from muaudit.results import Frozen
 from muaudit.testbed.classification import data
 from muaudit.testbed.classification import method as methods
@@ -99,6 +97,9 @@ from muaudit.testbed.classification.scrub import Scrub
 from muaudit.testbed.classification.selective_synaptic_dampening import SelectiveSynapticDampening
 from muaudit.testbed.classification.sharpness_aware import SharpnessAware
 from muaudit.testbed.classification.sisa import Sisa
+from muaudit.training import fitting, networks, recipes
+from muaudit.training.networks import Provenance, save_network
+from muaudit.training.recipes import TorchRecipe, rows_digest
 
 METHODS: dict[str, type[Method]] = {
     method.name: method

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from muaudit.compute import seed_of
 from muaudit.examples import Examples
-from muaudit.stacked import Way, fit_many, stackable
 from muaudit.testbed.classification.method import Batch, Descent, Training, as_batch, prediction_loss
+from muaudit.training.stacked import Way, fit_many, stackable
 
 
 class DatamodelMatching(Training, Descent):

@@ -15,11 +15,11 @@ from pydantic import Field
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from muaudit import fitting
 from muaudit.compute import flushed_denormals, seed_of
 from muaudit.errors import UsageError
 from muaudit.examples import Examples
 from muaudit.testbed.classification.method import Claim, Situation, Training, as_batch, checked, prediction_loss
+from muaudit.training import fitting
 
 _ACCOUNTANT = "prv"
 

@@ -14,13 +14,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from muaudit import recipes
 from muaudit.compute import flushed_denormals
 from muaudit.errors import ModelError, UsageError
 from muaudit.examples import Examples, LabelledTask
-from muaudit.networks import Network
-from muaudit.recipes import TorchRecipe
 from muaudit.results import Frozen
+from muaudit.training import recipes
+from muaudit.training.networks import Network
+from muaudit.training.recipes import TorchRecipe
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from torch import nn
 from muaudit.compute import seed_of
 from muaudit.errors import UsageError
 from muaudit.examples import Examples
-from muaudit.networks import Mean, Network
-from muaudit.recipes import TorchRecipe
 from muaudit.testbed.classification.method import Situation, Training, fitted
+from muaudit.training.networks import Mean, Network
+from muaudit.training.recipes import TorchRecipe
 
 
 class Sisa(Training):

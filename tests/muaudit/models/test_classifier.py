@@ -29,7 +29,7 @@ from transformers import (  # noqa: E402
 from muaudit.models import Classifies, ClassifiesInputs, ExposesLayers, HoldsModule, Model, Predicts  # noqa: E402
 from muaudit.models.classifier import Classifier, Regressor  # noqa: E402
 from muaudit.models.opening import classifier_family, open_classifier  # noqa: E402
-from muaudit.networks import Network, Provenance, save_network  # noqa: E402
+from muaudit.training.networks import Network, Provenance, save_network  # noqa: E402
 
 FACTORY = """
 import torch

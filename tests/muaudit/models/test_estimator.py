@@ -32,7 +32,7 @@ from sklearn.svm import SVC  # noqa: E402
 from muaudit.models import Classifies, ClassifiesInputs, ExposesLayers, HoldsModule, Model, Predicts  # noqa: E402
 from muaudit.models.estimator import Estimator, EstimatorRegressor  # noqa: E402
 from muaudit.models.opening import classifier_family, open_classifier  # noqa: E402
-from muaudit.trained import PROBABILITY_FLOOR, logits_from  # noqa: E402
+from muaudit.training.trained import PROBABILITY_FLOOR, logits_from  # noqa: E402
 
 X, Y = load_iris(return_X_y=True)
 X = X.astype(np.float32)

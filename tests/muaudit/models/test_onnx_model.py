@@ -20,7 +20,7 @@ from torch import nn  # noqa: E402
 from muaudit.models import Classifies, ClassifiesInputs, ExposesLayers, HoldsModule, Model, Predicts  # noqa: E402
 from muaudit.models.onnx_model import OnnxClassifier, OnnxRegressor  # noqa: E402
 from muaudit.models.opening import classifier_family, open_classifier  # noqa: E402
-from muaudit.trained import PROBABILITY_FLOOR  # noqa: E402
+from muaudit.training.trained import PROBABILITY_FLOOR  # noqa: E402
 
 torch.manual_seed(6)
 NET = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4 * 4, 5)).eval()

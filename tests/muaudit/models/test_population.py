@@ -61,9 +61,9 @@ def test_what_members_cannot_say_is_an_error(tmp_path: Path) -> None:
 
 def test_a_trained_cohort_is_a_population(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from muaudit.recipes import TorchRecipe
-    from muaudit.shadows import Trainer
-    from muaudit.trained import logits_from
+    from muaudit.training.recipes import TorchRecipe
+    from muaudit.training.shadows import Trainer
+    from muaudit.training.trained import logits_from
 
     rng = np.random.default_rng(0)
     pool = Examples(

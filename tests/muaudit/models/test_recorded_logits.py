@@ -10,7 +10,7 @@ from muaudit.errors import ModelError
 from muaudit.examples import Examples
 from muaudit.models import Classifies, ClassifiesInputs, HoldsModule, Model, Predicts
 from muaudit.models.recorded_logits import RecordedLogits, RecordedPredictions
-from muaudit.trained import PROBABILITY_FLOOR
+from muaudit.training.trained import PROBABILITY_FLOOR
 
 pa = pytest.importorskip("pyarrow")
 

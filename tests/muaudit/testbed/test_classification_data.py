@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("sklearn")
 
 from muaudit.errors import UsageError
-from muaudit.example_files import read_task
 from muaudit.examples import Examples
+from muaudit.loaders.example_files import read_task
 from muaudit.testbed.classification.data import (
     POISON_LABEL,
     TRIGGER,

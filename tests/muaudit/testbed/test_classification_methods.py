@@ -18,11 +18,8 @@ pytest.importorskip("opacus")
 
 from torch import Tensor, nn  # noqa: E402
 
-from muaudit import recipes  # noqa: E402
 from muaudit.errors import UsageError  # noqa: E402
 from muaudit.examples import Examples  # noqa: E402
-from muaudit.networks import Mean, Provenance, save_network  # noqa: E402
-from muaudit.recipes import Procedure, PythonRecipe  # noqa: E402
 from muaudit.testbed.classification.boundary_shrink import BoundaryShrink  # noqa: E402
 from muaudit.testbed.classification.build import (  # noqa: E402
     CLAIM,
@@ -47,6 +44,9 @@ from muaudit.testbed.classification.scrub import Scrub  # noqa: E402
 from muaudit.testbed.classification.selective_synaptic_dampening import SelectiveSynapticDampening  # noqa: E402
 from muaudit.testbed.classification.sharpness_aware import SharpnessAware  # noqa: E402
 from muaudit.testbed.classification.sisa import Sisa  # noqa: E402
+from muaudit.training import recipes  # noqa: E402
+from muaudit.training.networks import Mean, Provenance, save_network  # noqa: E402
+from muaudit.training.recipes import Procedure, PythonRecipe  # noqa: E402
 
 EXACT = ("retrain", "sisa", "differentially_private", "dp2unlearning")
 """Trained without the forget set, or with a bound on what one of its examples can teach."""

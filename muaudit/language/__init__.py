@@ -1,0 +1,1 @@
+"""What attacks on language models share: prompts, judges, conversations, and what can be read in a network."""

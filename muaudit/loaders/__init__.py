@@ -1,0 +1,1 @@
+"""Reads labelled examples from files: arrays, tables, pictures, datasets on disk."""
