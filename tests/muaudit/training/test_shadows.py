@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ pytest.importorskip("skops")
 
 from digits_pool import digits  # noqa: E402
 
+from muaudit import compute  # noqa: E402
 from muaudit.errors import ModelError, NotApplicable, UsageError  # noqa: E402
 from muaudit.examples import Examples  # noqa: E402
 from muaudit.models.classifier import Classifier  # noqa: E402
@@ -55,6 +57,13 @@ def _steps(module, inputs, labels):
 NETWORK = TorchRecipe(hidden=(8,), steps=10, mode="stacked")
 FOREST = SklearnRecipe(estimator="sklearn.ensemble.RandomForestClassifier", parameters={"n_estimators": 3})
 VENDOR = PythonRecipe(function="code.py:linear")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the trainer computes, so that what is trained beside it can be compared to the bit."""
+    with compute.settled(1):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +162,7 @@ Trainer(recipe=recipe, pool=pool, folder=Path({folder!r}), base=Path({base!r}), 
 
 
 def test_a_killed_run_goes_on_where_it_was(trainer: Trainer, pool: Examples, tmp_path: Path) -> None:
-    helpers = str(Path(__file__).parents[1] / "helpers")
+    helpers = str(Path(__file__).parents[2] / "helpers")
     script = KILLED.format(helpers=helpers, folder=str(tmp_path / "killed"), base=str(tmp_path))
     threads = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     killed = subprocess.run([sys.executable, "-c", script], check=False, timeout=120, capture_output=True, env=threads)
