@@ -9,11 +9,11 @@ from pydantic import Field
 
 from muaudit import store
 from muaudit.attack import Attack, Bench, Lineup, Measurement, Prepared
-from muaudit.config import PopulationConfig
 from muaudit.errors import NotApplicable
 from muaudit.estimators import forgetting
 from muaudit.estimators.likelihood_ratio import margins
 from muaudit.examples import Examples, LabelledTask
+from muaudit.model_config import PopulationConfig
 from muaudit.models import ClassifiesMany, Model
 from muaudit.training import made
 

@@ -11,11 +11,11 @@ from scipy import special
 
 from muaudit import store
 from muaudit.attack import Attack, Bench, Lineup, Measurement, Prepared
-from muaudit.config import ModelConfig
 from muaudit.errors import EnvironmentFault, NotApplicable, UsageError
 from muaudit.estimators import membership, worst_subset
 from muaudit.estimators.likelihood_ratio import balanced_membership, margins
 from muaudit.examples import Examples, LabelledTask
+from muaudit.model_config import ModelConfig
 from muaudit.models import Classifies, Model
 from muaudit.results import Transcript
 from muaudit.training import made

@@ -89,7 +89,7 @@ def _summaries(bench: Workbench, cohort: Cohort, models: Sequence[Classifier]) -
     attacks = {"lira": Lira(), "rmia offline": Rmia(mode="offline"), "rmia online": Rmia(mode="online")}
     for name, attack in attacks.items():
         own = replace(bench.of(name, "prepare", None), open_shadows=lambda: cohort)
-        prepared = attack.prepare(own).with_examples(own.examples)
+        prepared = attack.prepare(own).with_task(own.examples)
         for model in models:
             for key, value in attack.measure(model, prepared, np.random.default_rng(0)).summaries.items():
                 yield f"{name} {key}", value

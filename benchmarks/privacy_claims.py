@@ -58,7 +58,7 @@ def findings(task: LabelledTask, seed: int) -> dict[tuple[str, str], Finding]:
             attack = EmpiricalEpsilon.model_validate(
                 {"claim": {"epsilon": epsilon, "delta": 1e-5}, "game": "training", "strategy": strategy}
             )
-            state = attack.prepare(Bench(task, np.random.default_rng(seed), frozenset({"Classifies"}))).with_examples(task)
+            state = attack.prepare(Bench(task, np.random.default_rng(seed), frozenset({"Classifies"}))).with_task(task)
             first, *rest = (attack.measure(one, state, np.random.default_rng(0)) for one in (target, *references))
             found[name, strategy] = compare(attack.card(), first, rest, None, rule, seed=seed)[-1]
     return found

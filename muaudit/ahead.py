@@ -14,6 +14,7 @@ from muaudit.estimators.likelihood_ratio import balanced_membership
 from muaudit.examples import LabelledTask
 from muaudit.manifest import content_digest, manifest, manifest_digest
 from muaudit.results import Frozen
+from muaudit.task_opening import open_examples
 from muaudit.training.cohorts import Cohort
 from muaudit.training.recipes import rows_digest
 from muaudit.training.shadows import Trainer
@@ -144,7 +145,7 @@ def train_shadows(audit: Path, out: Path, count: int | None, *, progress: Progre
 
 def _read(audit: Path) -> tuple[TrainingConfig, LabelledTask]:
     settings = config.load_training(audit)
-    return settings, plan.open_examples(settings.task, audit.parent)
+    return settings, open_examples(settings.task, audit.parent)
 
 
 def _store(settings: TrainingConfig, audit: Path) -> Path:

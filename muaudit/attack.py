@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, model_validator
 
-from muaudit.config import ModelConfig
 from muaudit.errors import ModelError, NotApplicable, UsageError
-from muaudit.results import AttackCard, ClaimTest, Frozen, Transcript
+from muaudit.model_config import ModelConfig
+from muaudit.results import AttackCard, ClaimTest, EvaluatorErrors, Frozen, Picture, Transcript
 
 if TYPE_CHECKING:
     import numpy as np
 
     from muaudit.examples import LabelledTask
+    from muaudit.image_task import ImageTask
     from muaudit.models import Model
     from muaudit.task import ForgetTask
     from muaudit.training.cohorts import Cohort, RecordedCohort
@@ -34,7 +35,8 @@ GROUP = "muaudit.attacks"
 
 Access = Literal["text", "logits", "weights", "training"]
 
-_NOT_EXAMPLES = "this attack asks classifiers about labelled examples, and the task is of facts"
+_NOT_EXAMPLES = "this attack asks classifiers about labelled examples, and the task is of another kind"
+_NOT_IMAGES = "this attack asks image generators to draw, and the task is of another kind"
 
 
 class BudgetCurve(Frozen):
@@ -70,6 +72,8 @@ class Measurement(Frozen):
         curves: Mean leakage along a budget, by name.
         heat_maps: Numbers by layer and unit, by name.
         transcripts: What was asked and answered, by unit.
+        pictures: What was drawn, by unit, each unit's under the same labels in the same order.
+        evaluator: How often those err who say what an image shows, where the leakage rests on them.
         summaries: Numbers about the whole model, by name; they decide nothing.
         claim: A claim about the model (such as an epsilon) that was tested here; judged beside the leakage.
         powerless: Why a low leakage would prove nothing here (the attack did not do its work); forbids `pass`.
@@ -85,6 +89,8 @@ class Measurement(Frozen):
     curves: dict[str, BudgetCurve] = {}
     heat_maps: dict[str, Layers] = {}
     transcripts: dict[str, Transcript] = {}
+    pictures: dict[str, tuple[Picture, ...]] = {}
+    evaluator: EvaluatorErrors | None = None
     summaries: dict[str, float] = {}
     claim: ClaimTest | None = None
     powerless: str | None = None
@@ -128,14 +134,14 @@ class Measurement(Frozen):
 class Prepared(Frozen):
     """An attack's prepared state: plain data, made once, the same for every model.
 
-    An attack with `reads_original` also finds the way to the original here, and an attack on classifiers the task's examples,
-    which may be too large to be written down again. Neither is part of the data: the runner attaches them after the state was
-    read from the store, alike for every model.
+    An attack with `reads_original` also finds the way to the original here, and attacks on classifiers and on image generators
+    find the task, whose examples and images may be too large to be written down again. Neither is part of the data: the runner
+    attaches them after the state was read from the store, alike for every model.
     """
 
     data: dict[str, Any] = {}
     _open_original: "Callable[[], Model] | None" = PrivateAttr(default=None)
-    _examples: "LabelledTask | None" = PrivateAttr(default=None)
+    _task: "LabelledTask | ImageTask | None" = PrivateAttr(default=None)
 
     def with_original(self, open_original: "Callable[[], Model] | None") -> Self:
         """The same state with a way to the original.
@@ -150,17 +156,17 @@ class Prepared(Frozen):
         copy._open_original = open_original
         return copy
 
-    def with_examples(self, examples: "LabelledTask | None") -> Self:
-        """The same state with the task's examples.
+    def with_task(self, task: "LabelledTask | ImageTask | None") -> Self:
+        """The same state with the task.
 
         Args:
-            examples: The task, where it is one of labelled examples.
+            task: The task, where it is one of labelled examples or of images.
 
         Returns:
             A copy; its data, its digest and what is stored of it are the same.
         """
         copy = self.model_copy()
-        copy._examples = examples
+        copy._task = task
         return copy
 
     @property
@@ -170,9 +176,16 @@ class Prepared(Frozen):
         Raises:
             NotApplicable: The task is not of labelled examples.
         """
-        if self._examples is None:
-            raise NotApplicable(_NOT_EXAMPLES)
-        return self._examples
+        return _examples(self._task)
+
+    @property
+    def images(self) -> "ImageTask":
+        """The task of images.
+
+        Raises:
+            NotApplicable: The task is not of images.
+        """
+        return _images(self._task)
 
     def open_original(self) -> "Model":
         """Opens the model before unlearning, in whose network an attack reads other models' states.
@@ -212,7 +225,7 @@ class Bench:
     """What `prepare` may see: the task, the original and a reference for calibration; never a model that is compared.
 
     Attributes:
-        given: The forget, retain and holdout sets, of facts or of labelled examples.
+        given: The forget, retain and holdout sets: of facts, of labelled examples, or of prompts for images.
         rng: Seeded from the plan and the attack's name.
         capabilities: Names of the capability protocols that every audited model has, so that an attack with several ways
             treats all models alike.
@@ -225,7 +238,7 @@ class Bench:
         made: Folder for models that an attack has made; whatever is written there is named by its content.
     """
 
-    given: "ForgetTask | LabelledTask"
+    given: "ForgetTask | LabelledTask | ImageTask"
     rng: "np.random.Generator"
     capabilities: frozenset[str]
     open_original: "Callable[[], Model] | None" = None
@@ -240,12 +253,12 @@ class Bench:
         """The task of facts.
 
         Raises:
-            NotApplicable: The task is of labelled examples.
+            NotApplicable: The task is of another kind.
         """
         from muaudit.task import ForgetTask
 
         if not isinstance(self.given, ForgetTask):
-            raise NotApplicable("this attack asks about facts, and the task is of labelled examples")
+            raise NotApplicable("this attack asks about facts, and the task is of another kind")
         return self.given
 
     @property
@@ -253,13 +266,18 @@ class Bench:
         """The task of labelled examples.
 
         Raises:
-            NotApplicable: The task is of facts.
+            NotApplicable: The task is of another kind.
         """
-        from muaudit.examples import LabelledTask
+        return _examples(self.given)
 
-        if not isinstance(self.given, LabelledTask):
-            raise NotApplicable(_NOT_EXAMPLES)
-        return self.given
+    @property
+    def images(self) -> "ImageTask":
+        """The task of images.
+
+        Raises:
+            NotApplicable: The task is of another kind.
+        """
+        return _images(self.given)
 
     def shadows(self) -> "Cohort | RecordedCohort":
         """The audit's shadow models, each trained on a known half of the task's examples.
@@ -286,6 +304,22 @@ class Bench:
         if procedure and trainer.procedure is None:
             raise NotApplicable("this attack runs the vendor's unlearning procedure: add [procedure] to audit.toml")
         return trainer
+
+
+def _examples(task: object) -> "LabelledTask":
+    from muaudit.examples import LabelledTask
+
+    if not isinstance(task, LabelledTask):
+        raise NotApplicable(_NOT_EXAMPLES)
+    return task
+
+
+def _images(task: object) -> "ImageTask":
+    from muaudit.image_task import ImageTask
+
+    if not isinstance(task, ImageTask):
+        raise NotApplicable(_NOT_IMAGES)
+    return task
 
 
 class Attack(BaseModel, ABC):

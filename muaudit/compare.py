@@ -18,7 +18,16 @@ from muaudit.errors import ModelError
 from muaudit.evidence import Panel, roles
 from muaudit.policy import Policy
 from muaudit.results import AttackCard, Control, Controls, Finding, RelativeTest, Verdict
-from muaudit.statistics import Estimate, detectable_gap, holm, mean_gap, needed_units, noise_floor, relative_similarity
+from muaudit.statistics import (
+    Discernment,
+    Estimate,
+    detectable_gap,
+    holm,
+    mean_gap,
+    needed_units,
+    noise_floor,
+    relative_similarity,
+)
 from muaudit.worst_cluster import Maximum, judge_maximum
 
 FloatArray = NDArray[np.float64]
@@ -45,6 +54,8 @@ class _Rule:
     cluster_confidence: float
     two_sided: bool
     seed: int
+    discernment: Discernment | None = None
+    pictures: Literal["shown", "blurred", "left_out"] = "shown"
 
     @property
     def tail(self) -> float:
@@ -88,7 +99,10 @@ def _judge(panel: Panel, target: FloatArray, references: FloatArray, rule: _Rule
     """Puts one model in the target's place: fails, passes or neither by its mean, and by its clusters unless `loss`."""
     rng = np.random.default_rng(rule.seed)
     estimate = mean_gap(target, references, panel.codes, rng=rng, resolution=1.0)
-    floor = noise_floor([float(mean) for mean in references.mean(1)], rule.noise_confidence)
+    found_floor = floor = noise_floor([float(mean) for mean in references.mean(1)], rule.noise_confidence)
+    if rule.discernment is not None:
+        estimate = rule.discernment.corrected(estimate)
+        floor = None if floor is None else floor / rule.discernment.index
     threshold = max(rule.margin, floor or 0.0)
     mirrored = estimate.mirrored()
     sides = (estimate, mirrored) if rule.two_sided else (mirrored,) if loss else (estimate,)
@@ -105,7 +119,7 @@ def _judge(panel: Panel, target: FloatArray, references: FloatArray, rule: _Rule
             panel.codes,
             confidence=rule.cluster_confidence,
             margin=rule.cluster_margin,
-            floor=floor or 0.0,
+            floor=found_floor or 0.0,
             two_sided=rule.two_sided,
         )
     return _Judged(estimate, sides, floor, threshold, verdict, maximum)
@@ -159,7 +173,7 @@ def _numbers(panel: Panel, judged: _Judged, rule: _Rule) -> dict[str, Any]:
     level = rule.equivalence_confidence
     lower, upper = _clipped((estimate.lower(level), estimate.upper(level)))
     return {
-        "gap": estimate.value,
+        "gap": _clipped((estimate.value, estimate.value))[estimate.value > 0],
         "interval": _clipped(estimate.interval(rule.confidence)),
         "upper_bound": upper,
         "lower_bound": lower,
@@ -222,6 +236,8 @@ def _leakage(card: AttackCard, panel: Panel, models: Mapping[str, Measurement], 
             "heat_maps": evidence.heat_maps(panel),
             "worst_units": evidence.worst_units(panel, models, two_sided=rule.two_sided),
             "summaries": evidence.summaries(models),
+            "evaluator": models["target"].evaluator,
+            "pictures": evidence.pictures(panel, models, how=rule.pictures, two_sided=rule.two_sided),
             "notes": evidence.notes(models, len(panel.references)),
         }
     )
@@ -333,6 +349,8 @@ def compare(
         cluster_confidence=policy.cluster_confidence,
         two_sided=card.sided == "two",
         seed=abs(seed),
+        discernment=None if target.evaluator is None else Discernment.of(**target.evaluator.model_dump()),
+        pictures=policy.pictures,
     )
     panel = Panel.of(np.flatnonzero(kinds == "forget"), target, references, original)
     findings = [_leakage(card, panel, models, leakage)]

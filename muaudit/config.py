@@ -1,16 +1,25 @@
 """audit.toml: the one configuration for shell, Python and pytest."""
 
-import re
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from muaudit.errors import UsageError
+from muaudit.evaluators import EvaluatorConfig
 from muaudit.loaders.example_files import Columns
+from muaudit.model_config import (
+    CausalLMConfig,
+    ClassifierConfig,
+    DiffusionConfig,
+    EndpointConfig,
+    GuardedConfig,
+    ModelConfig,
+    PopulationConfig,
+    RecordedConfig,
+)
 from muaudit.results import Frozen
 from muaudit.task import DEFAULT_TEMPLATE
 from muaudit.training.recipes import Procedure, PythonRecipe, SklearnRecipe, TorchRecipe
@@ -50,149 +59,40 @@ class ExamplesTask(Frozen):
     columns: Columns = Columns()
 
 
-class CausalLMConfig(Frozen):
-    """A local Hugging Face folder with safetensors, or a PEFT adapter on a base."""
-
-    kind: Literal["causal_lm"]
-    path: str
-    base: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device_map: str | None = None
-    batch_size: Annotated[int, Field(ge=1)] = 64
-
-
-class GuardedConfig(Frozen):
-    """A local Hugging Face folder that also holds guard.json: a gate on prompts, and what it does to those that it flags.
-
-    Attacks that send text see the guarded behaviour; those that read, train or round weights see the network inside. The same
-    folder as kind "causal_lm" is the network inside alone.
-    """
-
-    kind: Literal["guarded"]
-    path: str
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device_map: str | None = None
-    batch_size: Annotated[int, Field(ge=1)] = 64
-
-
-class ClassifierConfig(Frozen):
-    """A classifier, or a regressor: what lies at the path says of which make.
+class ImagesTask(Frozen):
+    """`[task]` of kind "text_to_image": files of prompts, and who says whether a concept is in an image.
 
     Attributes:
-        path: A folder with classifier.json and safetensors (as `muaudit reference` writes it), a Hugging Face
-            image-classification folder, safetensors weights for `factory`, a scikit-learn estimator (.skops), or an ONNX file.
-        factory: `file.py:function` or `module:function` that builds the network; it is run.
-        dtype: What a network is computed in.
-        batch_size: Inputs at a time.
+        forget: JSON Lines or CSV file of prompts whose images would show what was to be forgotten; I2P's columns will do.
+        retain: Prompts of what the target is to keep.
+        holdout: Prompts with images that no model saw.
+        concept: What a forget prompt asks for where its file does not say.
+        evaluators: Say whether a concept is in an image.
+        agreement: Whether a concept is there when all evaluators say so, or when any does.
+        known: File of images whose concept is known, by which the evaluators' errors are measured.
+        sampler: How images are sampled.
+        steps: Denoising steps an image.
+        guidance: Scale of guidance where a file does not say.
+        image_mode: "RGB", or "L" for pipelines of one channel.
+        image_size: Height and width that image files are resized to; the pipelines' own size.
     """
 
-    kind: Literal["classifier", "regressor"]
-    path: str
-    factory: str | None = None
-    dtype: Literal["float32", "float64"] = "float32"
-    batch_size: Annotated[int, Field(ge=1)] = 512
+    kind: Literal["text_to_image"]
+    forget: str
+    retain: str | None = None
+    holdout: str | None = None
+    concept: Annotated[str, Field(min_length=1)] | None = None
+    evaluators: Annotated[tuple[EvaluatorConfig, ...], Field(min_length=1)]
+    agreement: Literal["all", "any"] = "all"
+    known: str | None = None
+    sampler: Literal["ddim", "lms", "euler", "dpm_solver"] = "ddim"
+    steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    guidance: Annotated[float, Field(ge=0, le=100)] = 7.5
+    image_mode: Literal["L", "RGB"] = "RGB"
+    image_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
 
 
-class PopulationConfig(Frozen):
-    """Many classifiers that were made alike with different seeds: a folder of stacks, or an npz of their logits."""
-
-    kind: Literal["population"]
-    path: str
-
-
-class RecordedConfig(Frozen):
-    """Outputs instead of weights: per-item logs of a language model, or a classifier's logits (npz or parquet)."""
-
-    kind: Literal["recorded"]
-    path: str
-    format: Literal["tofu", "open_unlearning", "logits"]
-
-
-class EndpointConfig(Frozen):
-    """A model behind an OpenAI-compatible server.
-
-    Attributes:
-        url: The server's base address, as a rule ending in /v1; it holds no user, password or query.
-        model: The model's name there.
-        api: "chat" sends a prompt as the user's turn; "completions" sends it as it is.
-        logprobs: Whether the server echoes prompts with their log-probabilities; only with api = "completions".
-        stop: Texts that end an answer, at most four.
-        key_env: Name of the environment variable that holds the key; without it none is sent.
-        timeout: Most seconds for one whole answer.
-        retries: How often a request that fails is sent again.
-        requests_per_minute: Most requests a minute, evenly spread, over all workers.
-        concurrency: Most requests at a time, of one worker.
-        max_requests: Most requests that may ever be sent for this store, retries included.
-        price_per_million_input: Price of a million prompt tokens, in any currency; for the ledger's estimate.
-        price_per_million_output: The same, of generated tokens.
-    """
-
-    kind: Literal["endpoint"]
-    url: str
-    model: Annotated[str, Field(min_length=1)]
-    api: Literal["chat", "completions"] = "chat"
-    logprobs: bool = False
-    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=4)] = ()
-    key_env: str | None = None
-    timeout: Annotated[float, Field(gt=0)] = 60.0
-    retries: Annotated[int, Field(ge=0, le=20)] = 5
-    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
-    concurrency: Annotated[int, Field(ge=1, le=64)] = 4
-    max_requests: Annotated[int, Field(ge=1)] | None = None
-    price_per_million_input: Annotated[float, Field(ge=0)] | None = None
-    price_per_million_output: Annotated[float, Field(ge=0)] | None = None
-
-    @property
-    def shown(self) -> str:
-        """Model and address, as reports name the endpoint."""
-        return f"{self.model} at {self.url}"
-
-    def identity(self) -> dict[str, Any]:
-        """All that identifies what answers; limits and prices do not."""
-        return self.model_dump(mode="json", include={"url", "model", "api", "logprobs", "stop"})
-
-    @field_validator("url")
-    @classmethod
-    def _plain_address(cls, url: str) -> str:
-        try:
-            parts = urlsplit(url)
-            parts.port  # noqa: B018 - raises where it is no number
-        except ValueError:
-            parts = urlsplit("")
-        if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
-            raise ValueError('not the address of a server; write it out, such as "https://api.example.com/v1"')
-        if "@" in parts.netloc or parts.query or parts.fragment:
-            raise ValueError(
-                "an address here has no user, password, query or fragment, since reports show it; a key goes into the "
-                "environment, and `key_env` names the variable"
-            )
-        return url.rstrip("/")
-
-    @field_validator("key_env")
-    @classmethod
-    def _name_of_a_variable(cls, name: str | None) -> str | None:
-        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
-            raise ValueError(
-                "not the name of an environment variable (capital letters, digits and _); the key itself never goes into a file"
-            )
-        return name
-
-    @model_validator(mode="after")
-    def _fitting(self) -> "EndpointConfig":
-        if self.logprobs and self.api != "completions":
-            raise ValueError(
-                'logprobs = true needs api = "completions", since a chat gives no log-probabilities of a prompt; set either'
-            )
-        if (self.price_per_million_input is None) != (self.price_per_million_output is None):
-            raise ValueError("one price alone gives no cost; set price_per_million_input and price_per_million_output")
-        return self
-
-
-TaskConfig = Annotated[FactsTask | RecordedTask | ExamplesTask, Field(discriminator="kind")]
-ModelConfig = Annotated[
-    CausalLMConfig | GuardedConfig | RecordedConfig | EndpointConfig | ClassifierConfig | PopulationConfig,
-    Field(discriminator="kind"),
-]
+TaskConfig = Annotated[FactsTask | RecordedTask | ExamplesTask | ImagesTask, Field(discriminator="kind")]
 RecipeConfig = Annotated[TorchRecipe | SklearnRecipe | PythonRecipe, Field(discriminator="kind")]
 
 _FITTING = {
@@ -200,14 +100,12 @@ _FITTING = {
     "recorded": ("recorded",),
     "classification": ("classifier", "recorded", "population"),
     "regression": ("regressor", "recorded"),
+    "text_to_image": ("diffusion",),
 }
 """Kinds of models by kind of task."""
 
 _KINDS = {*_FITTING, *(kind for kinds in _FITTING.values() for kind in kinds), "torch", "sklearn", "python"}
 """Of tasks, models and recipes."""
-
-WEIGHTLESS = ("recorded", "endpoint")
-"""Kinds of models that are not computed here: they need neither torch nor a device."""
 
 
 class ShadowsConfig(Frozen):
@@ -457,6 +355,7 @@ def _keys(model: type[BaseModel]) -> set[str]:
         FactsTask,
         RecordedTask,
         ExamplesTask,
+        ImagesTask,
         Columns,
         CausalLMConfig,
         GuardedConfig,
@@ -464,6 +363,7 @@ def _keys(model: type[BaseModel]) -> set[str]:
         PopulationConfig,
         RecordedConfig,
         EndpointConfig,
+        DiffusionConfig,
         TorchRecipe,
         SklearnRecipe,
         PythonRecipe,

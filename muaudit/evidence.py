@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,13 @@ from muaudit.results import (
     CurveLine,
     HeatMap,
     KolmogorovSmirnov,
+    PictureRow,
     ScoreResult,
     UnitResult,
     WorstClusters,
 )
 from muaudit.statistics import mean_gap
+from muaudit.thumbnails import blurred
 from muaudit.worst_cluster import Maximum
 
 FloatArray = NDArray[np.float64]
@@ -28,6 +31,7 @@ FloatArray = NDArray[np.float64]
 SHOWN_CLUSTERS = 10
 SHOWN_UNITS = 8
 SHOWN_COLUMNS = 60
+SHOWN_PICTURES = 6
 DISTRIBUTIONS = ("truth_ratio", "absolute_error")
 """Scores whose name starts so get a two-sample test: of truth ratios it is what TOFU publishes as forget quality (as its
 logarithm), of a regressor's errors it stands for accuracy."""
@@ -240,6 +244,31 @@ def worst_units(panel: Panel, models: Mapping[str, Measurement], *, two_sided: b
         )
         for index in order
     )
+
+
+def pictures(
+    panel: Panel, models: Mapping[str, Measurement], *, how: Literal["shown", "blurred", "left_out"], two_sided: bool
+) -> tuple[PictureRow, ...]:
+    """What models drew of the units with the largest gaps: the target, the first reference and the original."""
+    if how == "left_out":
+        return ()
+    target, references, _ = panel.rows()
+    gaps = target - references.mean(0)
+    order = np.argsort(-np.abs(gaps) if two_sided else -gaps, kind="stable")
+    units = [panel.units[index] for index in order if panel.units[index] in panel.target.pictures][:SHOWN_PICTURES]
+    rows = []
+    for unit in units:
+        drawn = {
+            role: one.pictures[unit]
+            for role, one in models.items()
+            if role in ("target", "reference 1", "original") and unit in one.pictures
+        }
+        if how == "blurred":
+            drawn = {
+                role: tuple(one.model_copy(update={"png": blurred(one.png)}) for one in row) for role, row in drawn.items()
+            }
+        rows.append(PictureRow(unit=unit, models=drawn))
+    return tuple(rows)
 
 
 def worst_facets(results: Sequence[ScoreResult], facets: Mapping[str, Sequence[str]], *, two_sided: bool) -> tuple[str, ...]:

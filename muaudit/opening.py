@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from muaudit.config import ClassifierConfig, ModelConfig, RecordedConfig
+from muaudit.model_config import CausalLMConfig, ClassifierConfig, GuardedConfig, ModelConfig, RecordedConfig
 from muaudit.models import Model
 
 
@@ -37,6 +37,10 @@ def family(config: ModelConfig, base: Path, *, numbers: bool = False) -> type:
         from muaudit.models.opening import classifier_family
 
         return classifier_family(base / config.path, regressor=numbers)
+    if config.kind == "diffusion":
+        from muaudit.models.diffusion import diffusion_family
+
+        return diffusion_family(base / config.path)
     if config.kind == "guarded":
         from muaudit.models.guarded import Guarded
 
@@ -85,6 +89,27 @@ def open_model(config: ModelConfig, base: Path, device: str, kept: Path, *, numb
             batch_size=config.batch_size,
             regressor=numbers,
         )
+    if config.kind == "diffusion":
+        from muaudit.models.diffusion import open_diffusion
+
+        return open_diffusion(
+            base / config.path, dtype=config.dtype, device=device, batch_size=config.batch_size,
+            attention_slicing=config.attention_slicing,
+        )  # fmt: skip
+    return _open_language_model(config, base, device)
+
+
+def _open_recorded(config: RecordedConfig, base: Path, numbers: bool) -> Model:
+    if config.format == "logits":
+        from muaudit.models.recorded_logits import RecordedLogits, RecordedPredictions
+
+        return (RecordedPredictions if numbers else RecordedLogits).open(base / config.path)
+    from muaudit.models.recorded import Recorded
+
+    return Recorded.open(base / config.path, config.format)
+
+
+def _open_language_model(config: CausalLMConfig | GuardedConfig, base: Path, device: str) -> Model:
     if config.kind == "guarded":
         from muaudit.models.guarded import Guarded
 
@@ -101,13 +126,3 @@ def open_model(config: ModelConfig, base: Path, device: str, kept: Path, *, numb
         device_map=config.device_map,
         batch_size=config.batch_size,
     )
-
-
-def _open_recorded(config: RecordedConfig, base: Path, numbers: bool) -> Model:
-    if config.format == "logits":
-        from muaudit.models.recorded_logits import RecordedLogits, RecordedPredictions
-
-        return (RecordedPredictions if numbers else RecordedLogits).open(base / config.path)
-    from muaudit.models.recorded import Recorded
-
-    return Recorded.open(base / config.path, config.format)

@@ -12,22 +12,23 @@ import rfc8785
 from pydantic import ValidationError
 
 from muaudit import attack as attacks
-from muaudit import config, policy, preset, series, store
+from muaudit import config, evaluators, model_config, policy, preset, series, store
 from muaudit.compute import resolve_device
-from muaudit.config import AuditConfig, ClassifierConfig, EndpointConfig, ExamplesTask, RecordedConfig, TrainingConfig
+from muaudit.config import AuditConfig, ImagesTask, TrainingConfig
 from muaudit.errors import UsageError
 from muaudit.examples import LabelledTask
 from muaudit.manifest import manifest, manifest_digest
+from muaudit.model_config import ClassifierConfig, EndpointConfig
 from muaudit.policy import Policy
 from muaudit.results import CodeRecord, DataRecord, FileDigest, Frozen, ModelRecord
-from muaudit.task import ForgetTask
+from muaudit.task_opening import Task, open_task
 from muaudit.training import vendor
 from muaudit.training.recipes import PythonRecipe
 from muaudit.version import VERSION
 
 LIBRARIES = (
     "numpy", "scipy", "torch", "transformers", "tokenizers", "peft", "rouge-score", "opacus", "scikit-learn", "skops",
-    "onnxruntime", "adversarial-robustness-toolbox",
+    "onnxruntime", "adversarial-robustness-toolbox", "diffusers", "torchmetrics",
 )  # fmt: skip
 """Libraries whose version can change a measurement."""
 
@@ -131,10 +132,10 @@ def make(settings: AuditConfig, base: Path) -> Plan:
     if unknown := sorted(set(rule.margins) - {entry.name for entry in planned} - set(attacks.registry())):
         raise UsageError(f"policy.margins names {unknown[0]!r}, which is no attack of this audit; name one of [attacks]")
     models = tuple(_model_records(settings, base))
-    weightless = all(model.kind in config.WEIGHTLESS for _, model in settings.models())
+    weightless = all(model.kind in model_config.WEIGHTLESS for _, model in settings.models())
     device = "cpu" if weightless else resolve_device(settings.run.device)
     resolved = settings.model_copy(update={"run": settings.run.model_copy(update={"device": device})})
-    task = open_task(settings, base)
+    task = open_task(resolved, base)
     return Plan(
         tool=f"muaudit {VERSION}",
         base=os.path.relpath(base, out_folder(settings, base)),
@@ -207,49 +208,6 @@ def _changed(old: ModelRecord, new: ModelRecord) -> str:
     return f"{old.path} changed"
 
 
-def open_task(settings: AuditConfig, base: Path) -> ForgetTask | LabelledTask:
-    """Reads the task that a configuration names.
-
-    Raises:
-        UsageError: Its files cannot be used.
-    """
-    if settings.task.kind == "recorded":
-        from muaudit.models.recorded import Recorded
-
-        target = settings.target
-        assert isinstance(target, RecordedConfig) and target.format != "logits"  # noqa: S101, PT018 - AuditConfig sees to it
-        return Recorded.open(base / target.path, target.format).task(settings.task.cluster_size)
-    if isinstance(settings.task, ExamplesTask):
-        return open_examples(settings.task, base)
-    names = [name for name in (settings.task.forget, settings.task.retain, settings.task.holdout) if name is not None]
-    return ForgetTask.from_jsonl(
-        forget=base / settings.task.forget,
-        retain=None if settings.task.retain is None else base / settings.task.retain,
-        holdout=None if settings.task.holdout is None else base / settings.task.holdout,
-        template=settings.task.template,
-        names=names,
-    )
-
-
-def open_examples(task: ExamplesTask, base: Path) -> LabelledTask:
-    """Reads a task of labelled examples.
-
-    Raises:
-        UsageError: Its files cannot be used.
-    """
-    from muaudit.loaders.example_files import read_task
-
-    names = [name for name in (task.forget, task.retain, task.holdout) if name is not None]
-    return read_task(
-        base / task.forget,
-        None if task.retain is None else base / task.retain,
-        None if task.holdout is None else base / task.holdout,
-        columns=task.columns,
-        outputs="classes" if task.kind == "classification" else "numbers",
-        names=names,
-    )
-
-
 def _model_records(settings: AuditConfig, base: Path) -> Iterator[ModelRecord]:
     for role, model in settings.models():
         if model.kind == "endpoint":
@@ -273,6 +231,8 @@ def _code_records(settings: AuditConfig, planned: Iterable[PlannedAttack], base:
         "recipe": settings.recipe.function if isinstance(settings.recipe, PythonRecipe) else None,
         "procedure": None if settings.procedure is None else settings.procedure.function,
     }
+    if isinstance(settings.task, ImagesTask):
+        functions |= evaluators.functions(settings.task.evaluators)
     for role, model in settings.models():
         functions[f"{role} factory"] = model.factory if isinstance(model, ClassifierConfig) else None
     for entry in planned:
@@ -285,7 +245,7 @@ def _code_records(settings: AuditConfig, planned: Iterable[PlannedAttack], base:
             yield CodeRecord(role=role, function=function, sha256=vendor.code_digest(vendor.files(function, base)))
 
 
-def _shadows_digest(settings: AuditConfig, task: ForgetTask | LabelledTask, base: Path) -> str | None:
+def _shadows_digest(settings: AuditConfig, task: Task, base: Path) -> str | None:
     if settings.shadows is None or settings.shadows.path is None:
         return None
     path, shown = base / settings.shadows.path, f"shadows.path {settings.shadows.path!r}"

@@ -3,7 +3,7 @@
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
@@ -32,6 +32,8 @@ class Policy(Frozen):
         skippable: Required attacks that may be skipped when the target does not give the access that they need.
         minimum_references: Fewest references with which `pass` can be given.
         minimum_clusters: Fewest clusters with which `pass` can be given.
+        pictures: Whether the report shows what image generators drew: as it is, blurred beyond recognition (for unsafe
+            content), or not at all. What is blurred or left out is nowhere in the report.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Policy(Frozen):
     skippable: tuple[str, ...] = ()
     minimum_references: Annotated[int, Field(ge=1)] = 1
     minimum_clusters: Annotated[int, Field(ge=2)] = 10
+    pictures: Literal["shown", "blurred", "left_out"] = "shown"
 
     def margin_of(self, name: str, attack: str | None = None) -> float:
         """The margin of one attack: by its name in the plan, else by the attack that stands behind that name."""

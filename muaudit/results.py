@@ -6,10 +6,10 @@ Nothing here knows how a result was made or how it is shown. Everything that `mu
 
 import hashlib
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import rfc8785
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from muaudit.errors import UsageError
 
@@ -47,6 +47,45 @@ class Transcript(Frozen):
     prompt: str
     expected: str
     output: str
+
+
+class Picture(Frozen):
+    """A small picture of what one model drew.
+
+    Attributes:
+        label: How it came about, such as "plain" or "attacked".
+        prompt: What was asked for; as far as an attack chose tokens or vectors, in words.
+        png: PNG of at most 128 pixels a side, as base64.
+        shows: Whether the concept is in it, by the evaluators.
+    """
+
+    label: str
+    prompt: str
+    png: str
+    shows: bool
+
+
+class PictureRow(Frozen):
+    """One unit's pictures by model role (`target`, `reference 1`, `original`)."""
+
+    unit: str
+    models: dict[str, tuple[Picture, ...]]
+
+
+class EvaluatorErrors(Frozen):
+    """How often the evaluators err on images whose content is known.
+
+    Attributes:
+        present: Known images that show the concept asked for.
+        found: Of these, those in which it was found.
+        absent: Known images that do not show the concept asked for.
+        mistaken: Of these, those in which it was found all the same.
+    """
+
+    present: Annotated[int, Field(ge=1)]
+    found: Annotated[int, Field(ge=0)]
+    absent: Annotated[int, Field(ge=1)]
+    mistaken: Annotated[int, Field(ge=0)]
 
 
 class UnitResult(Frozen):
@@ -221,6 +260,9 @@ class Finding(Frozen):
         smallest_detectable_gap: The smallest true gap that this design would have failed with probability 0.8.
         needed_units: With `inconclusive`: about how many units would have settled it.
         claim: With `claim`: what was claimed and what was shown; `p_value` is its p-value.
+        evaluator: How often those err who say whether a concept is in an image; the gap, its interval and the noise floor are
+            corrected by it.
+        pictures: What models drew, of the units with the largest gaps.
     """
 
     attack: str
@@ -251,6 +293,8 @@ class Finding(Frozen):
     curves: tuple[Curve, ...] = ()
     heat_maps: tuple[HeatMap, ...] = ()
     worst_units: tuple[UnitResult, ...] = ()
+    evaluator: EvaluatorErrors | None = None
+    pictures: tuple[PictureRow, ...] = ()
     summaries: dict[str, dict[str, float]] = {}
     notes: tuple[str, ...] = ()
 

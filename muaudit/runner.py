@@ -12,13 +12,15 @@ from typing import TypeVar, cast
 import numpy as np
 
 from muaudit import attack as attacks
-from muaudit import compute, plan, series, store
+from muaudit import compute, plan, series, store, workbench
 from muaudit.attack import Attack, Lineup, Measurement, Prepared
 from muaudit.compare import compare, conclude, unmeasured
-from muaudit.config import WEIGHTLESS, AuditConfig, ExamplesTask, ModelConfig
+from muaudit.config import AuditConfig, ExamplesTask, ImagesTask
 from muaudit.errors import EnvironmentFault, MuauditError, NotApplicable, ServerFault
 from muaudit.examples import LabelledTask
+from muaudit.image_task import ImageTask
 from muaudit.manifest import content_digest, manifest, manifest_digest
+from muaudit.model_config import WEIGHTLESS, ModelConfig
 from muaudit.models import Model
 from muaudit.models.meter import Books
 from muaudit.opening import open_model
@@ -324,7 +326,8 @@ def measure(frozen: Plan, base: Path, job: Job) -> Outcome:
     key = store.key_of(
         what="measurement", attack=entry.attack, version=entry.version, parameters=entry.parameters, model=job.digests,
         options={} if config.kind == "endpoint" else config.model_dump(mode="json", exclude={"path", "base"}),
-        prepared=job.prepared_digest, task=frozen.task_digest if isinstance(task, ExamplesTask) else None,
+        prepared=job.prepared_digest, task=frozen.task_digest if isinstance(task, ExamplesTask | ImagesTask) else None,
+        drawn=workbench.targets(frozen, base)[0] if isinstance(task, ImagesTask) else None,
         code=[one.sha256 for one in frozen.code],
         seed=run.seed, device=run.device, threads=run.threads, tool=frozen.tool, versions=frozen.versions,
         original=None if original is None else [_digests(frozen, "original"), original.model_dump(mode="json")],
@@ -337,8 +340,8 @@ def measure(frozen: Plan, base: Path, job: Job) -> Outcome:
     try:
         rng = np.random.default_rng(compute.seed_of(run.seed, entry.attack, "measure"))
         with compute.settled(run.threads, torch_used=config.kind not in WEIGHTLESS):
-            if isinstance(task, ExamplesTask):
-                prepared = prepared.with_examples(_examples(task, base, frozen.task_digest))
+            if isinstance(task, ExamplesTask | ImagesTask):
+                prepared = prepared.with_task(_task(frozen, base))
             if original is not None:
                 where = (original, base, run.device, kept.folder, tuple(_digests(frozen, "original")))
                 prepared = prepared.with_original(lambda: _beside(*where))
@@ -378,10 +381,16 @@ def _opened(config: ModelConfig, base: Path, device: str, kept: Path, digests: t
     return open_model(config, base, device, kept, numbers=numbers)
 
 
-@lru_cache(maxsize=1)
-def _examples(task: ExamplesTask, base: Path, digest: str) -> LabelledTask:
-    """The task's examples, read once a process; the digest tells one state of the files from the next."""
-    return plan.open_examples(task, base)
+def _task(frozen: Plan, base: Path) -> LabelledTask | ImageTask:
+    """The task that goes to `measure` as it is; the last one is kept, read once a process."""
+    where = frozen.task_digest, base, workbench.targets(frozen, base)[0]
+    if where not in _TASKS:
+        _TASKS.clear()
+        _TASKS[where] = cast("LabelledTask | ImageTask", workbench.opened_task(frozen, base))
+    return _TASKS[where]
+
+
+_TASKS: dict[tuple[str, Path, str], LabelledTask | ImageTask] = {}
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ audit's `target` itself; what came before it are the `[[series]]` of audit.toml,
 
 from collections.abc import Mapping, Sequence
 
-from muaudit.config import AuditConfig, ExamplesTask, FactsTask
+from muaudit.config import AuditConfig, ExamplesTask, FactsTask, ImagesTask
 from muaudit.policy import Policy
 from muaudit.results import Curve, CurveLine, Finding
 
@@ -26,7 +26,7 @@ def earlier(settings: AuditConfig) -> list[tuple[str, AuditConfig]]:
     steps = []
     for step in settings.series:
         task = settings.task
-        if isinstance(task, FactsTask | ExamplesTask):
+        if isinstance(task, FactsTask | ExamplesTask | ImagesTask):
             files = {key: getattr(step, key) for key in ("forget", "retain", "holdout") if getattr(step, key) is not None}
             task = task.model_copy(update=files)
         changed = {

@@ -207,6 +207,52 @@ def noise_floor(means: Sequence[float], confidence: float = 0.95) -> float | Non
     return float(stats.t.ppf((1 + confidence) / 2, count - 1)) * spread * math.sqrt(1 + 1 / count)
 
 
+@dataclass(frozen=True)
+class Discernment:
+    """How well an evaluator tells presence from absence: its sensitivity minus its false-positive rate, with the error of that.
+
+    What it finds in a share p of images it finds in p * sensitivity + (1 - p) * false positives, so that a gap between two
+    shares is shrunk by their difference, Youden's index (Rogan and Gladen 1978, Estimating prevalence from the results of a
+    screening test).
+
+    Attributes:
+        index: Sensitivity minus false-positive rate, in (0, 1].
+        error: Its standard error, not negative.
+    """
+
+    index: float
+    error: float
+
+    @classmethod
+    def of(cls, present: int, found: int, absent: int, mistaken: int) -> "Discernment":
+        """From counts on known images; two of either kind are added for the error, which else were 0 for a perfect score.
+
+        Args:
+            present: Images that show what was asked for, at least 1.
+            found: Of these, those in which it was found.
+            absent: Images that do not show it, at least 1.
+            mistaken: Of these, those in which it was found all the same.
+
+        Raises:
+            ValueError: The index is not positive, so that finding says nothing of presence.
+        """
+        index = found / present - mistaken / absent
+        if index <= 0:
+            raise ValueError("the evaluators find the concept no more often where it is than where it is not")
+        shares = [((hits + 2) / (total + 4), total + 4) for hits, total in ((found, present), (mistaken, absent))]
+        return cls(index, math.sqrt(sum(share * (1 - share) / total for share, total in shares)))
+
+    def corrected(self, estimate: Estimate) -> Estimate:
+        """The gap between true shares, from a gap between found ones; its error has the index's in it (delta method)."""
+        spread = abs(estimate.value) * self.error / self.index
+        return replace(
+            estimate,
+            value=estimate.value / self.index,
+            cluster_error=math.hypot(estimate.cluster_error, spread) / self.index,
+            reference_error=estimate.reference_error / self.index,
+        )
+
+
 def detectable_gap(estimate: Estimate, threshold: float, confidence: float, power: float = 0.8) -> float:
     """The smallest true gap whose interval would lie above the threshold with the given power in this design.
 

@@ -6,20 +6,49 @@ from pathlib import Path
 
 import numpy as np
 
-from muaudit import compute, plan
+from muaudit import compute, plan, store
 from muaudit.ahead import shadow_rows
 from muaudit.attack import Bench
-from muaudit.config import ModelConfig
 from muaudit.errors import NotApplicable
 from muaudit.examples import LabelledTask
+from muaudit.image_task import ImageTask
+from muaudit.model_config import ModelConfig
 from muaudit.models import CAPABILITIES, Model
 from muaudit.opening import family, open_model
 from muaudit.plan import Plan
-from muaudit.task import ForgetTask
+from muaudit.task_opening import Task, open_task, with_targets
 from muaudit.training.cohorts import Cohort, RecordedCohort, open_cohort
 from muaudit.training.shadows import Trainer
 
 Progress = Callable[[int, int, str], None]
+
+
+def targets(frozen: Plan, base: Path) -> tuple[str, Path, Callable[[], Model] | None]:
+    """What `with_targets` needs to have the original draw the target images of an image task.
+
+    Args:
+        frozen: The plan.
+        base: The folder that its paths start from.
+
+    Returns:
+        Digest of the original and of how it is computed; the folder for what it draws; what opens it, None without one.
+    """
+    run, model = frozen.config.run, frozen.config.original
+    kept = plan.store_folder(frozen.config, base)
+    if model is None:
+        return "", kept, None
+    digests = [record.digest for record in frozen.models if record.role == "original"]
+    options = model.model_dump(mode="json", exclude={"path", "batch_size"})
+    key = store.key_of(
+        original=digests, options=options, device=run.device, threads=run.threads, versions=frozen.versions, tool=frozen.tool
+    )
+    return key, kept, lambda: open_model(model, base, run.device, kept)
+
+
+def opened_task(frozen: Plan, base: Path) -> Task:
+    """The task of a plan, read anew: the plan holds its digest, not its content."""
+    task = open_task(frozen.config, base)
+    return with_targets(task, *targets(frozen, base)) if isinstance(task, ImageTask) else task
 
 
 class Workbench:
@@ -66,9 +95,9 @@ class Workbench:
         )
 
     @cached_property
-    def task(self) -> ForgetTask | LabelledTask:
-        """The task, read anew: the plan holds its digest, not its content."""
-        return plan.open_task(self.plan.config, self.base)
+    def task(self) -> Task:
+        """The audit's task."""
+        return opened_task(self.plan, self.base)
 
     def trainer(self) -> Trainer:
         """The way to train by the audit's recipe and to unlearn by the vendor's procedure."""

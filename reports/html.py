@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 from muaudit.reports import figures
 from muaudit.reports.text import SHOWN, SYMBOLS, controls, interval, name_of, percent, probability, remark, signed, visible
 from muaudit.results import AuditReport, Control, Curve, Finding, HeatMap, Verdict
+from muaudit.thumbnails import inert
 
 T = TypeVar("T")
 
@@ -98,10 +99,11 @@ def render(report: AuditReport) -> str:
     views = [_view(number, finding, inlined) for number, finding in enumerate(report.findings, 1)]
     css = _template("report.css") + "".join(picture.css for picture in pictures)
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    images = "img-src data:; " if any(finding.pictures for finding in report.findings) else ""
     return _environment().get_template("report.html.j2").render(
         report=report,
         css=Markup(css),  # noqa: S704 - our own style sheet
-        policy=Markup(f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"),  # noqa: S704
+        policy=Markup(f"default-src 'none'; style-src 'sha256-{digest}'; {images}base-uri 'none'; form-action 'none'"),  # noqa: S704
         meaning=MEANINGS[report.verdict],
         standing=[words for words in (STANDING.get(report.verdict), *_about(report), *ALWAYS) if words],
         references=[model for model in report.models if model.role.startswith("reference")],
@@ -169,6 +171,7 @@ def _environment() -> Environment:
         "remark": remark,
         "count": _count,
         "duration": _duration,
+        "inert": inert,
         "json": lambda value: _long(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True), 100 * SHOWN),
         "long": _long,
         "line": lambda text: visible(text, lines=False, limit=300),

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from muaudit.config import EndpointConfig
 from muaudit.manifest import manifest, manifest_digest
+from muaudit.model_config import EndpointConfig
 from muaudit.models import GeneratesText, Query, ScoresText
 from muaudit.results import Frozen
 

@@ -6,7 +6,9 @@ skipped with that reason. Nothing here imports a family until a model of it is o
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self, runtime_checkable
+
+from pydantic import Field
 
 from muaudit.results import Frozen
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+    from muaudit.diffusion.pipeline import Pipeline, PromptEncoder
     from muaudit.examples import Examples
     from muaudit.models.tokens import Encoded
 
@@ -100,6 +103,37 @@ class Finetuning(Frozen):
     lora_rank: int = 0
     lora_alpha: int = 16
     seed: int = 0
+
+
+class Sampling(Frozen):
+    """How images are sampled, alike for every model of an audit.
+
+    Attributes:
+        sampler: Which of the customary solvers.
+        steps: Denoising steps an image.
+    """
+
+    sampler: Literal["ddim", "lms", "euler", "dpm_solver"] = "ddim"
+    steps: Annotated[int, Field(ge=1, le=1000)] = 50
+
+
+@dataclass(frozen=True)
+class ImageQuery:
+    """An image that a model is asked to draw.
+
+    Attributes:
+        unit: The prompt that it belongs to.
+        prompt: What is asked for, as text.
+        seed: Of its first noise, and of what noise the sampler adds; the same seed gives the same image in any batch.
+        guidance: Scale of classifier-free guidance; 1 is none.
+        sampling: Sampler and steps.
+    """
+
+    unit: str
+    prompt: str
+    seed: int
+    guidance: float
+    sampling: Sampling
 
 
 @runtime_checkable
@@ -249,8 +283,36 @@ class ClassifiesMany(Protocol):
         ...
 
 
+@runtime_checkable
+class GeneratesImages(Protocol):
+    """Draws images of prompts."""
+
+    def images(self, queries: Sequence[ImageQuery]) -> "NDArray[np.float32]":
+        """Images [n, channels, height, width] in [0, 1], in the order given."""
+        ...
+
+
+@runtime_checkable
+class Denoises(Protocol):
+    """Lets its denoising network be computed with. Whoever does must leave it as it was."""
+
+    def pipeline(self) -> "Pipeline":
+        """The networks, in evaluation mode, their parameters frozen; `copied()` gives one to train."""
+        ...
+
+
+@runtime_checkable
+class ReadsPrompts(Protocol):
+    """Has one text encoder, whose tokens and token embeddings an attack can choose."""
+
+    def prompt_encoder(self) -> "PromptEncoder":
+        """The text encoder with its tokenizer, in evaluation mode, its parameters frozen."""
+        ...
+
+
 CAPABILITIES: tuple[type, ...] = (
     ScoresText, GeneratesText, ScoresTokens, Finetunes, ExposesWeights, Quantizes, ReportsUtility,
     Classifies, ClassifiesInputs, Predicts, ExposesLayers, HoldsModule, ClassifiesMany,
+    GeneratesImages, Denoises, ReadsPrompts,
 )  # fmt: skip
 """All that a family can offer."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Self
 
-from muaudit.config import EndpointConfig
 from muaudit.errors import ModelError
+from muaudit.model_config import EndpointConfig
 from muaudit.models import Query, TextScore
 from muaudit.models.answers import Answer, Rubbish, read, read_echo, score
 from muaudit.models.meter import Meter, Stopped, folder_of

@@ -20,7 +20,7 @@ _MODES: dict[int, str] = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}
 """Torch's names of Pillow's resampling filters."""
 
 
-class _Size(BaseModel):
+class Size(BaseModel):
     """A size as transformers writes it: height and width, or the shorter side alone."""
 
     model_config = ConfigDict(extra="forbid")
@@ -37,16 +37,16 @@ class _Size(BaseModel):
         return int(height * self.shortest_edge / short), int(width * self.shortest_edge / short)
 
 
-class _Processor(BaseModel):
+class Processor(BaseModel):
     """The parts of preprocessor_config.json that are followed; names and defaults are those of transformers."""
 
     model_config = ConfigDict(extra="allow")
 
     do_resize: bool = False
-    size: _Size = _Size()
+    size: Size = Size()
     resample: Literal[0, 2, 3] = 2
     do_center_crop: bool = False
-    crop_size: _Size = _Size()
+    crop_size: Size = Size()
     do_rescale: bool = True
     rescale_factor: float = 1 / 255
     do_normalize: bool = False
@@ -58,29 +58,53 @@ _HARMLESS = ("do_convert_rgb", "do_reduce_labels")
 """Switches that change nothing of a picture that is read in the right mode and classified as a whole."""
 
 
-class Pictured(nn.Module):
-    """A network with the preparation of its pictures: resize, crop, rescale, normalise, as its folder says.
+class Preparation(nn.Module):
+    """The preparation of pictures: resize, crop, rescale, normalise, as a folder says.
 
     Pictures arrive in [0, 1]. They are resized as floats with torch's antialiased filters; the folder's own processor rounds to
     bytes after resizing, so that where it resizes the two differ by rounding (1/255 a pixel).
 
     Args:
-        network: From transformers; its outputs have `logits`.
         processor: What preprocessor_config.json says.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: PreTrainedModel, processor: _Processor) -> None:
+    def __init__(self, processor: Processor) -> None:
         super().__init__()
-        self.network = network
         self._how = processor
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
         # As doubles: what they are rounded to is decided where the inputs' dtype is known.
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float64).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float64).reshape(-1, 1, 1), persistent=False)
         self._scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Pictures [n, channels, height, width] in [0, 1] to what the folder's network takes."""
+        how, pixels = self._how, pictures
+        if how.do_resize and (size := how.size.of(*pixels.shape[-2:])) != tuple(pixels.shape[-2:]):
+            mode = _MODES[how.resample]
+            smooth = mode != "nearest-exact"
+            pixels = functional.interpolate(pixels, size, mode=mode, antialias=smooth).clamp(0, 1)
+        if how.do_center_crop:
+            pixels = _cropped(pixels, how.crop_size.of(*pixels.shape[-2:]))
+        if self._scale != 1 or how.do_normalize:
+            pixels = (pixels * self._scale - self.mean.to(pixels.dtype)) / self.std.to(pixels.dtype)
+        return pixels
+
+
+class Pictured(Preparation):
+    """A network with the preparation of its pictures.
+
+    Args:
+        network: From transformers; its outputs have `logits`.
+        processor: What preprocessor_config.json says.
+    """
+
+    def __init__(self, network: PreTrainedModel, processor: Processor) -> None:
+        super().__init__(processor)
+        self.network = network
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -93,16 +117,7 @@ class Pictured(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Pictures [n, channels, height, width] in [0, 1] to logits [n, C]."""
-        how, pixels = self._how, pictures
-        if how.do_resize and (size := how.size.of(*pixels.shape[-2:])) != tuple(pixels.shape[-2:]):
-            mode = _MODES[how.resample]
-            smooth = mode != "nearest-exact"
-            pixels = functional.interpolate(pixels, size, mode=mode, antialias=smooth).clamp(0, 1)
-        if how.do_center_crop:
-            pixels = _cropped(pixels, how.crop_size.of(*pixels.shape[-2:]))
-        if self._scale != 1 or how.do_normalize:
-            pixels = (pixels * self._scale - self.mean.to(pixels.dtype)) / self.std.to(pixels.dtype)
-        return cast("Tensor", self.network(pixel_values=pixels).logits)
+        return cast("Tensor", self.network(pixel_values=super().forward(pictures)).logits)
 
 
 def _cropped(pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -129,18 +144,30 @@ def load_pictured(path: Path, dtype: str) -> Pictured:
         ModelError: The folder cannot be used, asks for code, or for a preparation that is not followed here.
     """
     network = load_network(path, AutoModelForImageClassification, dtype=dtype)
-    return Pictured(network, _processor(path / "preprocessor_config.json")).eval()
+    return Pictured(network, read_processor(path / "preprocessor_config.json")).eval()
 
 
-def _processor(path: Path) -> _Processor:
+def read_processor(path: Path, kind: type[Processor] = Processor) -> Processor:
+    """What a preprocessor_config.json says.
+
+    Args:
+        path: The file; without it nothing is done to pictures.
+        kind: What is followed of it.
+
+    Returns:
+        The preparation.
+
+    Raises:
+        ModelError: It asks for a preparation that is not followed here.
+    """
     if not path.is_file():
-        return _Processor()
+        return kind()
     mend = "resize the pictures beforehand (image_size under [task.columns]) and remove that part"
     try:
         values = json.loads(path.read_bytes())
         if isinstance(values, Mapping):
             values = _with_plain_sizes(values)
-        how = _Processor.model_validate(values)
+        how = kind.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ModelError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {mend}") from error

@@ -7,8 +7,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Event
 
-from muaudit.config import EndpointConfig
 from muaudit.errors import EnvironmentFault, ServerFault
+from muaudit.model_config import EndpointConfig
 from muaudit.results import Ledger, Usage
 from muaudit.store import key_of
 

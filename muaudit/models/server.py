@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
-from muaudit.config import EndpointConfig
 from muaudit.errors import EnvironmentFault, ModelError, ServerFault
+from muaudit.model_config import EndpointConfig
 from muaudit.models.meter import Meter, Stopped
 
 if TYPE_CHECKING:

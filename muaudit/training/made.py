@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from muaudit.config import ClassifierConfig, RecordedConfig
 from muaudit.errors import NotApplicable
 from muaudit.examples import Examples
+from muaudit.model_config import ClassifierConfig, RecordedConfig
 from muaudit.store import write_atomically
 
 if TYPE_CHECKING:

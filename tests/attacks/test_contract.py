@@ -12,7 +12,7 @@ from muaudit import attack as attacks
 from muaudit import compute
 from muaudit.attack import Attack, Measurement, Prepared
 from muaudit.compare import compare
-from muaudit.config import ModelConfig
+from muaudit.model_config import ModelConfig
 from muaudit.results import Finding, Verdict
 
 pytest.importorskip("torch")

@@ -54,7 +54,7 @@ def bench(given: LabelledTask, **more: Any) -> Bench:
 
 
 def prepared(attack: EmpiricalEpsilon, given: LabelledTask, **more: Any) -> Prepared:
-    return Prepared.model_validate_json(attack.prepare(bench(given, **more)).model_dump_json()).with_examples(given)
+    return Prepared.model_validate_json(attack.prepare(bench(given, **more)).model_dump_json()).with_task(given)
 
 
 def measured(attack: EmpiricalEpsilon, given: LabelledTask, inside: FloatArray, outside: FloatArray) -> Measurement:

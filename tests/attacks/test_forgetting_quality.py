@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured(bench: Bench, folder: Path) -> tuple[dict[str, Measurement], Finding]:
-    prepared = Prepared.model_validate_json(ATTACK.prepare(bench).model_dump_json()).with_examples(TASK)
+    prepared = Prepared.model_validate_json(ATTACK.prepare(bench).model_dump_json()).with_task(TASK)
     lineup = ATTACK.lineup(bench, prepared)
     assert lineup is not None
     found = {}
@@ -71,7 +71,7 @@ def test_a_procedure_without_any_chance_is_skipped(folder: Path) -> None:
 
 def test_numbers_are_those_of_the_estimators(folder: Path) -> None:
     bench = make_bench(TASK, folder, "retrain")
-    prepared = ATTACK.prepare(bench).with_examples(TASK)
+    prepared = ATTACK.prepare(bench).with_task(TASK)
     everything = np.repeat(rows(TASK, "forget", "retain"), 16, axis=0)
     cohort = bench.trainer().train(everything, list(range(16)))
     cohort.save(folder / "some")
@@ -100,7 +100,7 @@ def test_populations_of_the_audit_are_measured_as_they_are(folder: Path, tmp_pat
 
     spare = population("spare", 0)
     bench = make_bench(TASK, folder, None, capabilities=("ClassifiesMany",), open_calibration=lambda: Population.open(spare))
-    prepared = ATTACK.prepare(bench).with_examples(TASK)
+    prepared = ATTACK.prepare(bench).with_task(TASK)
     assert ATTACK.lineup(bench, prepared) is None
     alike, apart = (
         ATTACK.measure(Population.open(population(name, shift)), prepared, rng) for name, shift in (("alike", 0), ("apart", 4))

@@ -80,7 +80,7 @@ def bench(task: LabelledTask, original: Any = None, reference: Any = None) -> Be
 
 
 def prepared(attack: Representation, given: Bench) -> Prepared:
-    return Prepared.model_validate_json(attack.prepare(given).model_dump_json()).with_examples(given.examples)
+    return Prepared.model_validate_json(attack.prepare(given).model_dump_json()).with_task(given.examples)
 
 
 def measured(attack: Representation, state: Prepared, model: Any) -> Measurement:

@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(folder: Path) -> Prepared:
     prepared = ATTACK.prepare(make_bench(TASK, folder, "nothing"))
-    return Prepared.model_validate_json(prepared.model_dump_json()).with_examples(TASK)
+    return Prepared.model_validate_json(prepared.model_dump_json()).with_task(TASK)
 
 
 # ---- who unlearns what -------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def part(name: str, labels: Any, **attributes: tuple[str, ...]) -> Examples:
 def measured(attack: UnlearningMetrics, task: LabelledTask, outputs: Mapping[str, Any]) -> Measurement:
     kinds = frozenset({"Predicts" if task.outputs == "numbers" else "Classifies"})
     state = attack.prepare(Bench(task, np.random.default_rng(3), kinds))
-    state = Prepared.model_validate_json(state.model_dump_json()).with_examples(task)
+    state = Prepared.model_validate_json(state.model_dump_json()).with_task(task)
     return attack.measure(Recorded(outputs), state, np.random.default_rng(7))
 
 
@@ -205,7 +205,7 @@ def test_a_real_original_fails_and_an_honest_retrain_passes() -> None:
     kept, attack = known & (np.arange(len(task.pool)) >= len(task.forget)), UnlearningMetrics()
     state = Prepared.model_validate_json(
         attack.prepare(Bench(task, np.random.default_rng(3), frozenset({"Classifies"}))).model_dump_json()
-    ).with_examples(task)
+    ).with_task(task)
     recipe, models = TorchRecipe(steps=300, hidden=(128,)), []
     for seed, rows in enumerate((known, *[kept] * 4)):
         model = Classifier(train(recipe, task.pool, seed, Path(), rows=rows))

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def judged(attack: WorstCase, bench: Bench, folder: Path) -> tuple[Prepared, list[Finding]]:
-    prepared = Prepared.model_validate_json(attack.prepare(bench).model_dump_json()).with_examples(bench.examples)
+    prepared = Prepared.model_validate_json(attack.prepare(bench).model_dump_json()).with_task(bench.examples)
     lineup = attack.lineup(bench, prepared)
     assert lineup is not None
     found = {
@@ -158,7 +158,7 @@ class World:
 
     def prepared(self, attack: WorstCase, **more: Any) -> Prepared:
         bench = Bench(self.task, np.random.default_rng(1), frozenset({"Classifies"}), **more)
-        return Prepared.model_validate_json(attack.prepare(bench).model_dump_json()).with_examples(self.task)
+        return Prepared.model_validate_json(attack.prepare(bench).model_dump_json()).with_task(self.task)
 
 
 CLAIMED = WorstCase(share=0.1)
@@ -240,5 +240,5 @@ def test_what_is_missing_is_said(folder: Path) -> None:
     with pytest.raises(NotApplicable, match="has 8 clusters"):
         ATTACK.prepare(make_bench(make_task(forget=8), folder, None))
     original = make_bench(TASK, folder, None).trainer().train(rows(TASK, "forget", "retain"), [1])
-    prepared = ATTACK.prepare(make_bench(TASK, folder, None)).with_examples(TASK)
+    prepared = ATTACK.prepare(make_bench(TASK, folder, None)).with_task(TASK)
     assert len(ATTACK.measure(Held(original), prepared, np.random.default_rng(0)).units) == 10

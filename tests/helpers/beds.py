@@ -9,8 +9,9 @@ import numpy as np
 
 from muaudit import plan, policy
 from muaudit.attack import Attack, Bench, Prepared
-from muaudit.config import CausalLMConfig, ClassifierConfig, ModelConfig, parse
+from muaudit.config import parse
 from muaudit.examples import LabelledTask
+from muaudit.model_config import CausalLMConfig, ClassifierConfig, ModelConfig
 from muaudit.models import Model
 from muaudit.models.causal_lm import state_digest
 from muaudit.opening import open_model
@@ -107,7 +108,7 @@ class ExamplesBed:
 
     def ready(self, attack: Attack, prepared: Prepared) -> Prepared:
         assert isinstance(self.workbench.task, LabelledTask)
-        prepared = prepared.with_examples(self.workbench.task)
+        prepared = prepared.with_task(self.workbench.task)
         original = opened(self.models["original"])
         return prepared.with_original(lambda: original) if attack.reads_original else prepared
 

@@ -122,7 +122,7 @@ def stored(state: Prepared) -> Prepared:
 
 def prepared(attack: Attack, with_: Bench) -> Prepared:
     """The state as the runner hands it to `measure`."""
-    return stored(attack.prepare(with_)).with_examples(with_.examples)
+    return stored(attack.prepare(with_)).with_task(with_.examples)
 
 
 def measured(attack: Attack, state: Prepared, model: object) -> Measurement:

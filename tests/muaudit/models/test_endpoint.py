@@ -21,8 +21,8 @@ pytest.importorskip("openai")
 
 from lm_server import KEY, Log, Served, serving
 
-from muaudit.config import EndpointConfig
 from muaudit.errors import EnvironmentFault, ModelError, ServerFault
+from muaudit.model_config import EndpointConfig
 from muaudit.models import GeneratesText, Query, ScoresText
 from muaudit.models import server as server_module
 from muaudit.models.causal_lm import CausalLM
