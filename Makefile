@@ -91,9 +91,9 @@ clean:  ## Removes what was built and installed here.
 
 .venv-transformers5/.done: CONSTRAINTS := constraints-transformers5.txt
 .venv-transformers5/.done: pyproject.toml constraints-transformers5.txt
-	@echo "installing muaudit[models,endpoint,vision] on transformers 5 into .venv-transformers5; this happens once"
+	@echo "installing muaudit[models,endpoint,vision,diffusion] on transformers 5 into .venv-transformers5; this happens once"
 	@$(call environment,.venv-transformers5)
-	@.venv-transformers5/bin/python $(INSTALL) -e '.[models,endpoint,vision]' $(PYTEST_TOOLS)
+	@.venv-transformers5/bin/python $(INSTALL) -e '.[models,endpoint,vision,diffusion]' $(PYTEST_TOOLS)
 	@touch $@
 
 # A virtual environment with the pinned pip, and the build tools that building without isolation needs.

@@ -142,6 +142,25 @@ class Prepared(Frozen):
     data: dict[str, Any] = {}
     _open_original: "Callable[[], Model] | None" = PrivateAttr(default=None)
     _task: "LabelledTask | ImageTask | None" = PrivateAttr(default=None)
+    _folder: Path = PrivateAttr(default=Path())
+
+    def with_folder(self, folder: Path) -> Self:
+        """The same state with the audit's folder, for an attack that reads one of its `files` while it measures.
+
+        Args:
+            folder: Where paths among the attack's parameters start from.
+
+        Returns:
+            A copy; its data, its digest and what is stored of it are the same.
+        """
+        copy = self.model_copy()
+        copy._folder = folder
+        return copy
+
+    @property
+    def folder(self) -> Path:
+        """Where paths among the attack's parameters start from; no part of the data, since an audit may be moved."""
+        return self._folder
 
     def with_original(self, open_original: "Callable[[], Model] | None") -> Self:
         """The same state with a way to the original.

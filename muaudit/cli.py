@@ -106,14 +106,15 @@ def demo(out: Path, workers: int, full: bool, as_json: bool) -> None:
 
 @main.command()
 @click.option("--target", type=existing, required=True, help="Folder of the model under audit.")
-@click.option("--kind", type=click.Choice(["causal_lm", "classifier"]), default="causal_lm", show_default=True)
-@click.option("--forget", type=existing, required=True, help="Forget set: JSON Lines of facts, or a file of labelled examples.")
+@click.option("--kind", type=click.Choice(["causal_lm", "classifier", "diffusion"]), default="causal_lm", show_default=True)
+@click.option("--forget", type=existing, required=True, help="Forget set: facts, labelled examples, or prompts.")
 @click.option("--retain", type=existing, help="Retain set, likewise.")
 @click.option("--holdout", type=existing, help="Holdout set, likewise.")
 @click.option("--original", type=existing, help="Folder of the model before unlearning.")
 @click.option("--reference", "references", type=existing, multiple=True, help="Folder of a retrained model; repeat.")
+@click.option("--evaluator", "evaluators", type=existing, multiple=True, help="Classifier of images, for diffusion; repeat.")
 @click.option("--key", type=existing, help="The auditor's private key.")
-@click.option("--preset", help="A named set of attacks: language, muse, classification; a few attacks by default.")
+@click.option("--preset", help="A named set of attacks: language, muse, classification, diffusion; a few attacks by default.")
 @click.option("--out", type=anywhere, default=Path("audit.toml"), show_default=True, help="File to write.")
 @as_json
 @shown
@@ -353,6 +354,7 @@ def doctor(as_json: bool) -> None:
 _TESTBEDS = (
     "small", "standard", "lineage", "corrupted",
     "digits", "digits-cnn", "digits-resnet", "digits-class", "digits-groups", "tables", "regression", "canaries", "poisoned",
+    "sketches",
 )  # fmt: skip
 
 
@@ -371,7 +373,7 @@ def testbed() -> None:
 def testbed_build(out: Path, preset: str, models: tuple[str, ...], workers: int, as_json: bool) -> None:
     """Generate a small world, train an original, references and unlearned targets, and save them.
 
-    The first four presets are of language models, the others of classifiers.
+    The first four presets are of language models, `sketches` is of image generators, the others are of classifiers.
     """
     from muaudit.demo import build_testbed
 

@@ -27,6 +27,12 @@ CLASSIFIERS = (
 CLASSIFIER_MODELS = ("original", *REFERENCES, HONEST, "fine-tune")
 """What is trained of them, where nothing else is asked for."""
 
+GENERATORS = ("sketches",)
+"""Presets of `muaudit.testbed.diffusion.build`."""
+
+PIPELINES = ("original", *REFERENCES, HONEST, "esd")
+"""What is trained of them, where nothing else is asked for."""
+
 FOURTH = "reference-4"
 """With the whole battery: some attacks set a reference aside, and two left would say little about the noise of training."""
 
@@ -46,7 +52,7 @@ def build_testbed(
     Args:
         out: Folder for data and models.
         models: Their names, as `wanted` of the preset's testbed reads them; some of each kind by default.
-        preset: A key of `muaudit.testbed.build.PRESETS`, or of `CLASSIFIERS`.
+        preset: A key of `muaudit.testbed.build.PRESETS`, or of `CLASSIFIERS` or `GENERATORS`.
         workers: Trainings at a time.
         progress: Told of every model.
 
@@ -61,7 +67,11 @@ def build_testbed(
         if progress is not None:
             progress(done, max(done, len(models)), f"{name} {'was there' if reused else 'trained'}")
 
-    models = models or (CLASSIFIER_MODELS if preset in CLASSIFIERS else MODELS)
+    models = models or (CLASSIFIER_MODELS if preset in CLASSIFIERS else PIPELINES if preset in GENERATORS else MODELS)
+    if preset in GENERATORS:
+        from muaudit.testbed.diffusion import build as diffusion
+
+        return diffusion.build(diffusion.PRESETS[preset], out, models, jobs=workers, progress=report)
     if preset in CLASSIFIERS:
         from muaudit.testbed.classification import build as classification
 

@@ -18,6 +18,8 @@ EXTRAS = {
     "pyarrow": "vision",
     "onnxruntime": "vision",
     "skops": "vision",
+    "diffusers": "diffusion",
+    "torchmetrics": "diffusion",
     "ray": "ray",
     "distributed": "dask",
 }

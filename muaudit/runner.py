@@ -340,6 +340,7 @@ def measure(frozen: Plan, base: Path, job: Job) -> Outcome:
     try:
         rng = np.random.default_rng(compute.seed_of(run.seed, entry.attack, "measure"))
         with compute.settled(run.threads, torch_used=config.kind not in WEIGHTLESS):
+            prepared = prepared.with_folder(base)
             if isinstance(task, ExamplesTask | ImagesTask):
                 prepared = prepared.with_task(_task(frozen, base))
             if original is not None:

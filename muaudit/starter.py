@@ -48,6 +48,29 @@ forget = {forget}
 {retain}{holdout}# columns = {{ label = "species", cluster = "person" }}    # as the files call them
 """
 
+_IMAGES = """\
+kind = "text_to_image"            # JSON Lines or CSV: {{"prompt", "concept", "seed", "guidance", "image", ...}}, or I2P's
+forget = {forget}
+{retain}{holdout}# concept = "nudity"              # what a forget prompt asks for where its file does not say
+# known = "known.jsonl"           # images whose concept is known: the evaluators' own errors then widen the intervals
+steps = 50                        # of the sampler, "ddim" unless you say sampler = "lms", "euler" or "dpm_solver"
+
+{evaluators}
+"""
+
+_EVALUATOR = """\
+[[task.evaluators]]               # says whether a concept is in an image; two or more have to agree
+kind = "classifier"               # classifier | clip | detector | python
+path = {path}
+# labels = {{ church = 497 }}       # a concept's class, where the classifier calls it something else
+"""
+
+_PIPELINE = """\
+# dtype = "float32"               # float32 | bfloat16 | float16
+# batch_size = 16                 # images at a time
+# attention_slicing = false
+"""
+
 _LANGUAGE_MODEL = """\
 # base = "models/base"            # when path is a PEFT adapter
 # dtype = "auto"                  # auto | float32 | bfloat16 | float16
@@ -87,6 +110,13 @@ _CLASSIFIER_ATTACKS = """\
 [attacks.unlearning_metrics]      # every parameter: muaudit attacks unlearning_metrics
 [attacks.lira]                    # the strongest membership attack; skipped, and the report says so, without [shadows]
 [attacks.population]              # membership without shadow models; much weaker
+"""
+
+_IMAGE_ATTACKS = """\
+[attacks.retention]               # every parameter: muaudit attacks retention
+[attacks.seed_search]             # the plain prompts with other seeds
+[attacks.soft_prompt]             # vectors before the prompt, found by gradient
+[attacks.concept_relearning]      # a few training steps on a few images
 """
 
 _NO_PRESET = "# preset = {preset:<22} # the whole battery at once; `muaudit attacks` lists attacks and presets\n"
@@ -130,6 +160,14 @@ _PARTS = {
         "options": _CLASSIFIER + _TRAINING,
         "attacks": _CLASSIFIER_ATTACKS,
     },
+    "diffusion": {
+        "preset": "diffusion",
+        "policy": "diffusion",
+        "margin": "soft_prompt",
+        "task": _IMAGES,
+        "options": _PIPELINE,
+        "attacks": _IMAGE_ATTACKS,
+    },
 }
 """What differs between kinds of models."""
 
@@ -152,7 +190,8 @@ def _create(out: Path, text: str) -> None:
 def write(
     out: Path, *, target: Path, forget: Path, retain: Path | None, holdout: Path | None, original: Path | None,
     references: Sequence[Path], key: Path | None, results: str = "audit", store: str | None = None, workers: int = 1,
-    preset: str | None = None, kind: Literal["causal_lm", "classifier"] = "causal_lm",
+    preset: str | None = None, kind: Literal["causal_lm", "classifier", "diffusion"] = "causal_lm",
+    evaluators: Sequence[Path] = (),
 ) -> Path:  # fmt: skip
     """Writes a commented audit.toml.
 
@@ -170,6 +209,7 @@ def write(
         workers: Measurements at a time.
         preset: A named set of attacks; a few by default.
         kind: What the models are.
+        evaluators: Classifiers that say whether a concept is in an image.
 
     Returns:
         The file.
@@ -177,7 +217,7 @@ def write(
     Raises:
         UsageError: The file is there already, or a given path is not.
     """
-    for path in (target, forget, retain, holdout, original, *references, key):
+    for path in (target, forget, retain, holdout, original, *references, key, *evaluators):
         if path is not None and not path.exists():
             raise UsageError(f"{path}: no such file or folder; give the path of something that is there")
 
@@ -187,6 +227,9 @@ def write(
         "forget": told(forget),
         "retain": f"retain = {told(retain)}\n" if retain else _NO_RETAIN,
         "holdout": f"holdout = {told(holdout)}\n" if holdout else "",
+        "evaluators": "\n".join(
+            _EVALUATOR.format(path=path) for path in (map(told, evaluators) if evaluators else ['"models/classifier"'])
+        ),
     }
     if preset is not None:
         attacks(preset)  # refuses an unknown name before anything is written

@@ -96,7 +96,8 @@ def open_images(task: ImagesTask, base: Path, device: str) -> ImageTask:
         known = images, concepts
         records.append(record)
     forgotten = sorted({one.concept for one in sets["forget"]})
-    judge = open_judge(task.evaluators, task.agreement, base, device, known, forgotten)
+    concepts = sorted({one.concept for part in sets.values() for one in part})
+    judge = open_judge(task.evaluators, task.agreement, base, device, known, forgotten, concepts)
     for role, path in evaluators.paths(task.evaluators).items():
         records.append(DataRecord(role=role, path=path, sha256=manifest_digest(manifest(base / path)), units=0, clusters=0))
     sampling = Sampling(sampler=task.sampler, steps=task.steps)

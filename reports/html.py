@@ -171,7 +171,7 @@ def _environment() -> Environment:
         "remark": remark,
         "count": _count,
         "duration": _duration,
-        "inert": inert,
+        "inert": lambda png: Markup(inert(png) or ""),  # noqa: S704 - base64 of our own encoding
         "json": lambda value: _long(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True), 100 * SHOWN),
         "long": _long,
         "line": lambda text: visible(text, lines=False, limit=300),

@@ -98,6 +98,34 @@ def digits(classifiers: Build) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def pipelines() -> Build:
+    """Builds the named image generators, or finds them: `pipelines("sketches", ["original", "esd"])`."""
+    pytest.importorskip("diffusers")
+    from muaudit.testbed.diffusion.build import PRESETS, build
+
+    def built(preset: str, models: Sequence[str]) -> dict[str, Path]:
+        with locked(KEPT / f"{preset}.lock"):
+            return build(PRESETS[preset], KEPT / preset, models, jobs=2)
+
+    return built
+
+
+@pytest.fixture(scope="session")
+def sketches(pipelines: Build) -> dict[str, Path]:
+    """The pipelines that draw digits: task files, original, four references and an honest retrain."""
+    return pipelines("sketches", ["original", "reference-1", "reference-2", "reference-3", "reference-4", "retrain"])
+
+
+@pytest.fixture(scope="session")
+def sketches_audit(sketches: dict[str, Path]) -> Any:
+    """The pipelines that draw digits as an audit has them."""
+    from beds import ImagesBed
+
+    with locked(KEPT / "sketches-audit.lock"):
+        return ImagesBed(sketches, KEPT / "sketches-audit")
+
+
+@pytest.fixture(scope="session")
 def digits_audit(digits: dict[str, Path]) -> Any:
     """The classifiers of digits as an audit has them: with 64 shadow models, a recipe and an unlearning procedure."""
     from beds import ExamplesBed

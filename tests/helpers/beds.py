@@ -11,7 +11,8 @@ from muaudit import plan, policy
 from muaudit.attack import Attack, Bench, Prepared
 from muaudit.config import parse
 from muaudit.examples import LabelledTask
-from muaudit.model_config import CausalLMConfig, ClassifierConfig, ModelConfig
+from muaudit.image_task import ImageTask
+from muaudit.model_config import CausalLMConfig, ClassifierConfig, DiffusionConfig, ModelConfig
 from muaudit.models import Model
 from muaudit.models.causal_lm import state_digest
 from muaudit.opening import open_model
@@ -116,3 +117,58 @@ class ExamplesBed:
         weights = model.module().state_dict() if hasattr(model, "module") else {}
         parts = "\n".join(f"{name} {value.numpy().tobytes().hex()}" for name, value in weights.items())
         return hashlib.sha256(parts.encode()).hexdigest()
+
+
+class ImagesBed:
+    """Pipelines that draw digits, with the evaluators that an audit would give."""
+
+    def __init__(self, files: Mapping[str, Path], kept: Path) -> None:
+        self.policy = policy.load("diffusion")
+        self.models = {name: DiffusionConfig(kind="diffusion", path=str(files[name]), batch_size=512) for name in TRAINED}
+        values = {
+            "task": sketches_task(files),
+            "target": self.models["retrain"].model_dump(),
+            "original": self.models["original"].model_dump(),
+            "references": [self.models[name].model_dump() for name in (*REFERENCES, CALIBRATION)],
+            "preset": "diffusion",
+            "policy": {"name": "diffusion"},
+            "run": {"out": str(kept / "audit"), "store": str(kept / "store"), "device": "cpu"},
+        }
+        frozen = plan.make(parse(values, "the contract's audit"), Path())
+        self.workbench = Workbench(frozen, Path(), lambda done, total, what: None)
+
+    def bench(self, attack: Attack) -> Bench:
+        return self.workbench.of(attack.name, "prepare", "reference 4" if attack.calibrates else None)
+
+    def ready(self, attack: Attack, prepared: Prepared) -> Prepared:
+        assert isinstance(self.workbench.task, ImageTask)
+        prepared = prepared.with_task(self.workbench.task)
+        original = opened(self.models["original"])
+        return prepared.with_original(lambda: original) if attack.reads_original else prepared
+
+    def fingerprint(self, model: Any) -> str:
+        pipeline = model.pipeline()
+        networks = [pipeline.unet, *(encoder.module for encoder in pipeline.encoders)]
+        parts = hashlib.sha256()
+        for network in networks:
+            for name, value in network.state_dict().items():
+                parts.update(f"{name} {network.training}".encode() + value.numpy().tobytes())
+            parts.update(str([parameter.requires_grad for parameter in network.parameters()]).encode())
+        return parts.hexdigest()
+
+
+def sketches_task(files: Mapping[str, Path]) -> dict[str, Any]:
+    """`[task]` of the testbed of drawn digits."""
+    digits = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    labels = {name: number for number, name in enumerate(digits)}
+    evaluators = [
+        {
+            "kind": "classifier",
+            "name": name,
+            "path": str(files["forget"].parent / "evaluators" / f"{name}.skops"),
+            "labels": labels,
+        }
+        for name in ("svc", "neighbours")
+    ]
+    sets = {name: str(files[name]) for name in ("forget", "retain", "holdout", "known")}
+    return {"kind": "text_to_image", "evaluators": evaluators, "steps": 20, "guidance": 2.0, "image_mode": "L", **sets}

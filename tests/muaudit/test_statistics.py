@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from muaudit.statistics import (
+    Discernment,
     Estimate,
     detectable_gap,
     holm,
@@ -153,6 +154,52 @@ def test_noise_floor_is_the_prediction_interval() -> None:
     assert noise_floor([0.1, 0.1, 0.1]) == pytest.approx(0, abs=1e-12)
     assert noise_floor([0.1, 0.2, 0.3]) == pytest.approx(4.302653 * 0.1 * math.sqrt(4 / 3), rel=1e-6)
     assert noise_floor([0.1, 0.2], 0.9) == pytest.approx(6.313752 * math.sqrt(0.005) * math.sqrt(1.5), rel=1e-6)
+
+
+def test_discernment_of_a_perfect_evaluator_changes_only_the_error() -> None:
+    estimate = Estimate(0.4, 0.05, 0.02, 9.0)
+    perfect = Discernment.of(200, 200, 300, 0)
+    assert perfect.index == 1
+    same = perfect.corrected(estimate)
+    assert same.value == estimate.value
+    assert estimate.cluster_error < same.cluster_error < 1.01 * estimate.cluster_error
+
+
+def test_discernment_by_hand() -> None:
+    found = Discernment.of(present=100, found=90, absent=400, mistaken=40)
+    assert found.index == pytest.approx(0.9 - 0.1)
+    se, fp = 92 / 104, 42 / 404
+    assert found.error == pytest.approx(math.sqrt(se * (1 - se) / 104 + fp * (1 - fp) / 404))
+    corrected = found.corrected(Estimate(0.4, 0.05, 0.02, 9.0))
+    assert corrected.value == pytest.approx(0.5)
+    assert corrected.reference_error == pytest.approx(0.02 / 0.8)
+    assert corrected.cluster_error == pytest.approx(math.hypot(0.05 / 0.8, 0.4 * found.error / 0.8**2))
+
+
+def test_discernment_refuses_evaluators_that_cannot_tell() -> None:
+    with pytest.raises(ValueError, match="no more often"):
+        Discernment.of(10, 1, 10, 1)
+
+
+def test_gaps_that_erring_evaluators_find_cover_the_true_gap() -> None:
+    """Simulated audits: units with a true probability each, images judged with errors, error rates known from 150 images."""
+    rng = np.random.default_rng(11)
+    sensitivity, false_positives, images, units = 0.85, 0.1, 10, 40
+    codes = np.arange(units)
+    bare, right, repeats = 0, 0, 400
+    for _ in range(repeats):
+        truth = rng.beta(2, 2, units)
+        found_rates = truth * sensitivity + (1 - truth) * false_positives
+        target = rng.binomial(images, found_rates) / images
+        references = rng.binomial(images, np.full((3, units), false_positives)) / images
+        estimate = mean_gap(target, references, codes)
+        known = Discernment.of(150, int(rng.binomial(150, sensitivity)), 150, int(rng.binomial(150, false_positives)))
+        low, high = known.corrected(estimate).interval(0.95)
+        right += low <= 0.5 <= high  # the population's mean; references show nothing
+        low, high = estimate.interval(0.95)
+        bare += low <= 0.5 <= high
+    assert right / repeats >= 0.93
+    assert bare / repeats < 0.5  # without the correction the gap is found too small
 
 
 def test_detectable_gap_and_needed_units_by_hand() -> None:
