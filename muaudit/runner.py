@@ -182,6 +182,7 @@ class _Run:
 
     def findings(self) -> list[Finding]:
         """Prepares, measures and compares every planned attack; what cannot be done becomes a row that says so."""
+        _ = self.bench.capabilities  # a folder that holds no model ends the audit, before any attack is at fault
         ready: dict[str, tuple[PlannedAttack, Prepared, Lineup | None]] = {}
         rows: dict[str, list[Finding]] = {}
         for entry in self.plan.attacks:
