@@ -7,9 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from muaudit.attack import Attack, Bench, Broken, Measurement, Prepared, find
+from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.errors import NotApplicable
 from muaudit.models import Model, Quantizes
+from muaudit.registry import Broken, find
 
 Bits = Literal[4, 8]
 

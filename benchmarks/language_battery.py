@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from muaudit import attack, preset, runner
+from muaudit import preset, registry, runner
 from muaudit.config import AuditConfig, parse
 from muaudit.demo import build_testbed
 from muaudit.results import AuditReport, Finding, Verdict
@@ -123,7 +123,7 @@ def table(out: Path, chosen: Sequence[str], workers: int, console: Console) -> l
             build("lineage", models, battery, out, workers),
             build("corrupted", models, {"recovery": {}}, out, workers),
         ]
-        columns = [name for bed in beds for name in bed.sections if isinstance(attack.find(name), attack.Registered)]
+        columns = [name for bed in beds for name in bed.sections if isinstance(registry.find(name), registry.Registered)]
         reports = {}
         for target in targets:
             bars.advance(line)

@@ -4,14 +4,14 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from muaudit import attack as attacks
+from muaudit import registry as attacks
 from muaudit.errors import EnvironmentFault
 
 
 def listing() -> list[dict[str, Any]]:
     """One dictionary a registered attack; one that does not load says why under `error`."""
     rows: list[dict[str, Any]] = []
-    for name, found in attacks.registry().items():
+    for name, found in attacks.registered().items():
         if isinstance(found, attacks.Broken):
             rows.append({"name": name, "package": found.package, "error": found.reason})
         else:

@@ -5,7 +5,7 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from muaudit import attack as attacks
+from muaudit import registry as attacks
 from muaudit.version import VERSION
 
 EXTRAS = {
@@ -57,7 +57,7 @@ def examine() -> list[Line]:
             lines.append(Line(name, "not installed", fine=False, mend=f"pip install 'muaudit[{extra}]'"))
     lines.append(_device())
     lines.append(Line("processors", str(os.cpu_count()), fine=True))
-    for name, found in attacks.registry().items():
+    for name, found in attacks.registered().items():
         if isinstance(found, attacks.Broken):
             lines.append(Line(f"attack {name}", found.reason, fine=False, mend=f"mend or uninstall {found.package}"))
         else:

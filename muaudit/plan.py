@@ -11,8 +11,8 @@ from typing import Any, Literal, Self
 import rfc8785
 from pydantic import ValidationError
 
-from muaudit import attack as attacks
 from muaudit import config, evaluators, model_config, policy, preset, series, store
+from muaudit import registry as attacks
 from muaudit.compute import resolve_device
 from muaudit.config import AuditConfig, ImagesTask, TrainingConfig
 from muaudit.errors import UsageError
@@ -129,7 +129,7 @@ def make(settings: AuditConfig, base: Path) -> Plan:
     rule = policy.load(settings.policy.name, base)
     rule = rule.model_copy(update={"margins": {**rule.margins, **settings.policy.margins}})
     planned = tuple(_attack(name, dict(values)) for name, values in _sections(settings).items())
-    if unknown := sorted(set(rule.margins) - {entry.name for entry in planned} - set(attacks.registry())):
+    if unknown := sorted(set(rule.margins) - {entry.name for entry in planned} - set(attacks.registered())):
         raise UsageError(f"policy.margins names {unknown[0]!r}, which is no attack of this audit; name one of [attacks]")
     models = tuple(_model_records(settings, base))
     weightless = all(model.kind in model_config.WEIGHTLESS for _, model in settings.models())

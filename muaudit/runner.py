@@ -11,8 +11,8 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from muaudit import attack as attacks
 from muaudit import compute, plan, series, store, workbench
+from muaudit import registry as attacks
 from muaudit.attack import Attack, Lineup, Measurement, Prepared
 from muaudit.compare import compare, conclude, unmeasured
 from muaudit.config import AuditConfig, ExamplesTask, ImagesTask

@@ -141,7 +141,7 @@ _NO_KEY = """
 """
 
 
-_PRESET_ATTACKS = "# [attacks.memorization]          # a section here changes the preset's\n"
+_PRESET_ATTACKS = "# {section:<31} # a section here changes the preset's\n"
 
 _PARTS = {
     "causal_lm": {
@@ -187,6 +187,12 @@ def _create(out: Path, text: str) -> None:
         raise UsageError(f"{out}: cannot be written ({error.strerror})") from error
 
 
+def _refuse_missing(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None and not path.exists():
+            raise UsageError(f"{path}: no such file or folder; give the path of something that is there")
+
+
 def write(
     out: Path, *, target: Path, forget: Path, retain: Path | None, holdout: Path | None, original: Path | None,
     references: Sequence[Path], key: Path | None, results: str = "audit", store: str | None = None, workers: int = 1,
@@ -217,19 +223,15 @@ def write(
     Raises:
         UsageError: The file is there already, or a given path is not.
     """
-    for path in (target, forget, retain, holdout, original, *references, key, *evaluators):
-        if path is not None and not path.exists():
-            raise UsageError(f"{path}: no such file or folder; give the path of something that is there")
-
+    _refuse_missing(target, forget, retain, holdout, original, *references, key, *evaluators)
     told, parts = partial(_from, out.parent), _PARTS[kind]
     models = [f'[[references]]\nkind = "{kind}"\npath = {told(path)}\n' for path in references]
+    judges = [told(path) for path in evaluators] or ['"models/classifier"']
     files = {
         "forget": told(forget),
         "retain": f"retain = {told(retain)}\n" if retain else _NO_RETAIN,
         "holdout": f"holdout = {told(holdout)}\n" if holdout else "",
-        "evaluators": "\n".join(
-            _EVALUATOR.format(path=path) for path in (map(told, evaluators) if evaluators else ['"models/classifier"'])
-        ),
+        "evaluators": "\n".join(_EVALUATOR.format(path=path) for path in judges),
     }
     if preset is not None:
         attacks(preset)  # refuses an unknown name before anything is written
@@ -240,7 +242,7 @@ def write(
         options=parts["options"],
         preset=f"preset = {json.dumps(preset)}\n" if preset else _NO_PRESET.format(preset=json.dumps(parts["preset"])),
         margin=parts["margin"],
-        attacks=_PRESET_ATTACKS if preset else parts["attacks"],
+        attacks=_PRESET_ATTACKS.format(section=f"[attacks.{parts['margin']}]") if preset else parts["attacks"],
         target=told(target),
         original=f'[original]\nkind = "{kind}"\npath = {told(original)}\n' if original else _NO_ORIGINAL.format(kind=kind),
         references="".join(models) or _NO_REFERENCE.format(kind=kind),

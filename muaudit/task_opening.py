@@ -4,10 +4,13 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from muaudit import evaluators
 from muaudit.config import AuditConfig, ExamplesTask, ImagesTask
 from muaudit.examples import LabelledTask
-from muaudit.image_task import ImagePrompt, ImageTask
+from muaudit.image_task import ImagePrompt, ImageTask, Set
 from muaudit.manifest import manifest, manifest_digest
 from muaudit.model_config import RecordedConfig
 from muaudit.models import Model, Sampling
@@ -84,16 +87,18 @@ def open_images(task: ImagesTask, base: Path, device: str) -> ImageTask:
 
     reading = Reading(task.concept, task.guidance, Columns(image_mode=task.image_mode, image_size=task.image_size))
     sets: dict[str, tuple[ImagePrompt, ...]] = {"retain": (), "holdout": ()}
-    pictures, records = {}, []
-    for name, path in (("forget", task.forget), ("retain", task.retain), ("holdout", task.holdout)):
+    pictures: dict[str, NDArray[np.float32]] = {}
+    records: list[DataRecord] = []
+    given: tuple[tuple[Set, str | None], ...] = (("forget", task.forget), ("retain", task.retain), ("holdout", task.holdout))
+    for name, path in given:
         if path is not None:
             sets[name], images, record = read_prompts(base / path, path, name, reading)
             pictures |= images
             records.append(record)
     known = None
     if task.known is not None:
-        images, concepts, record = read_known(base / task.known, task.known, reading.columns)
-        known = images, concepts
+        shown, shows, record = read_known(base / task.known, task.known, reading.columns)
+        known = shown, shows
         records.append(record)
     forgotten = sorted({one.concept for one in sets["forget"]})
     concepts = sorted({one.concept for part in sets.values() for one in part})

@@ -34,7 +34,7 @@ class Drawn:
     @property
     def share(self) -> NDArray[np.float64]:
         """Share of each unit's images that show its concept [n]: success per query."""
-        share: NDArray[np.float64] = self.hits.mean(1)
+        share: NDArray[np.float64] = np.asarray(self.hits.mean(1), dtype=np.float64)
         return share
 
     @property

@@ -160,6 +160,11 @@ class TorchNetwork:
         """Seconds spent inside the network."""
         return self._stopwatch.seconds
 
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of one input; None where it is not known yet."""
+        return self._shape
+
     def module(self) -> nn.Module:
         """A copy of the network, in evaluation mode; whoever changes it changes nothing here."""
         return deepcopy(self._module)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -21,7 +22,7 @@ from muaudit.manifest import manifest, manifest_digest
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 # What transformers, peft, tokenizers and safetensors raise on files that they cannot use.
-_UNUSABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, IndexError, SafetensorError)
+UNUSABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, IndexError, SafetensorError)
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -85,12 +86,12 @@ def load(
         raise ModelError(f"{base}: no such folder; give the adapter's model as base")
     whole = path if base is None else base
     _refuse_code(whole)
-    _refuse_pickles(whole, "model")
-    with _quiet():
-        tokenizer = _tokenizer(whole)
+    refuse_pickles(whole, "model")
+    with quiet():
+        tokenizer = load_tokenizer(whole)
         module = _network(whole, dtype, device_map, AutoModelForMaskedLM if masked else AutoModelForCausalLM)
         if base is not None:
-            _refuse_pickles(path, "adapter_model")
+            refuse_pickles(path, "adapter_model")
             module = _merged(module, path)
     rows = module.get_input_embeddings().weight.shape[0]
     largest = max(tokenizer.get_vocab().values(), default=-1)
@@ -104,13 +105,20 @@ def load(
     return Folder(module.eval(), tokenizer, digest)
 
 
-def load_network(path: Path, kind: Any, *, dtype: str) -> PreTrainedModel:  # noqa: ANN401 - transformers is untyped
+def load_network(
+    path: Path,
+    kind: Any,  # noqa: ANN401 - transformers is untyped
+    *,
+    dtype: str,
+    variant: str | None = None,
+) -> PreTrainedModel:
     """Loads a network that has no tokenizer, as safely.
 
     Args:
         path: The model's folder.
         kind: The class of transformers that opens it, such as AutoModelForImageClassification.
         dtype: What the weights are computed in, by torch's name.
+        variant: What stands before `.safetensors` in the weights' file name, such as "fp16"; nothing by default.
 
     Returns:
         The network in evaluation mode.
@@ -119,12 +127,17 @@ def load_network(path: Path, kind: Any, *, dtype: str) -> PreTrainedModel:  # no
         ModelError: The folder cannot be used.
     """
     _refuse_code(path)
-    _refuse_pickles(path, "model")
-    with _quiet():
-        return _network(path, dtype, None, kind).eval()
+    refuse_pickles(path, "model" if variant is None else f"model.{variant}")
+    with quiet():
+        return _network(path, dtype, None, kind, variant).eval()
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object's file.
+
+    Raises:
+        ModelError: It cannot be read, or is none.
+    """
     try:
         values = json.loads(path.read_bytes())
     except OSError as error:
@@ -139,7 +152,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _refuse_code(folder: Path) -> None:
     for path in (folder / "config.json", folder / "tokenizer_config.json", folder / "preprocessor_config.json"):
         if path.name == "config.json" or path.is_file():
-            named = _json(path).get("auto_map")
+            named = read_json(path).get("auto_map")
             if named:
                 raise ModelError(
                     f"{path}: auto_map asks to run code from the folder ({', '.join(named)}), which muaudit never does; "
@@ -147,12 +160,23 @@ def _refuse_code(folder: Path) -> None:
                 )
 
 
-def _refuse_pickles(folder: Path, stem: str) -> None:
-    """Refuses a folder whose weights could only come from a pickle; pickles beside safetensors are never read."""
+def refuse_pickles(folder: Path, stem: str) -> None:
+    """Refuses a folder whose weights could only come from a pickle; pickles beside safetensors are never read.
+
+    Args:
+        folder: Where the weights are.
+        stem: Their file's name up to `.safetensors`.
+
+    Raises:
+        ModelError: They are pickled, missing, or named where they would not be digested.
+    """
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
-        shards = set(_json(index).get("weight_map", {}).values())
-        if missing := sorted(shard for shard in shards if not (folder / str(shard)).is_file()):
+        named = read_json(index).get("weight_map")
+        shards = {str(shard) for shard in named.values()} if isinstance(named, dict) else {"?"}
+        if odd := sorted(shard for shard in shards if Path(shard).name != shard or not shard.endswith(".safetensors")):
+            raise ModelError(f"{index}: {odd[0]!r} is no safetensors file of this folder; save the model again")
+        if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
             raise ModelError(f"{folder}: shard {missing[0]} is missing; copy the whole folder")
     elif not (folder / f"{stem}.safetensors").is_file():
         pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
@@ -164,12 +188,17 @@ def _refuse_pickles(folder: Path, stem: str) -> None:
         raise ModelError(f"{folder}: no weights ({stem}.safetensors is missing); copy the whole folder")
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Opens a tokenizer, by the class that its folder names.
+
+    Raises:
+        ModelError: There is none, or it cannot be opened.
+    """
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelError(f"{folder}: no tokenizer; save it into the folder with tokenizer.save_pretrained")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except _UNUSABLE as error:
+    except UNUSABLE as error:
         raise ModelError(f"{folder}: the tokenizer cannot be opened ({_line(error)}); save it again") from error
     except Exception as error:
         # The Rust tokenizers raise bare Exception, and nothing narrower.
@@ -184,32 +213,51 @@ def _network(
     dtype: str,
     device_map: str | dict[str, Any] | None,
     kind: Any,  # noqa: ANN401 - transformers is untyped
+    variant: str | None = None,
 ) -> PreTrainedModel:
     try:
         module, info = kind.from_pretrained(
             folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             device_map=device_map,
+            variant=variant,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except _UNUSABLE as error:
+    except UNUSABLE as error:
         raise ModelError(f"{folder}: the model cannot be opened ({_line(error)}); check config.json and the weights") from error
+    refuse_misfits(folder, info, module)
+    return cast("PreTrainedModel", module)
+
+
+def refuse_misfits(folder: Path, info: Mapping[str, Any], module: nn.Module) -> None:
+    """Refuses a network of which a weight was not in the files, or of which the files hold more.
+
+    Args:
+        folder: Where it was loaded from.
+        info: What transformers or diffusers says of the loading (`output_loading_info`).
+        module: The network. Buffers that it computes itself, such as CLIP's positions, are no weights; older files hold them.
+
+    Raises:
+        ModelError: They do not belong together.
+    """
+    computed = tuple(f".{name}" for name, _ in module.named_buffers())
     for kind in ("missing", "unexpected", "mismatched"):
         keys = sorted(str(key) for key in info[f"{kind}_keys"])
+        if kind == "unexpected":
+            keys = [key for key in keys if not f".{key}".endswith(computed)]
         if keys:
             raise ModelError(
                 f"{folder}: {len(keys)} {kind} weights (first: {keys[0]}), so what would be audited is not this model; "
                 "config.json and the weights must belong together: save the model again with save_pretrained"
             )
-    return cast("PreTrainedModel", module)
 
 
 def _merged(module: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """Merges an adapter into its model; every one of its weights must find its place."""
-    _json(adapter / "adapter_config.json")
+    read_json(adapter / "adapter_config.json")
     try:
         config = PeftConfig.from_pretrained(str(adapter))
         model = PeftModel.from_pretrained(module, str(adapter), config=config)
@@ -218,7 +266,7 @@ def _merged(module: PreTrainedModel, adapter: Path) -> PreTrainedModel:
         wanted = set(get_peft_model_state_dict(model))
         if saved == wanted:
             return cast("PreTrainedModel", model.merge_and_unload(safe_merge=True))
-    except _UNUSABLE as error:
+    except UNUSABLE as error:
         raise ModelError(
             f"{adapter}: the adapter cannot be merged into its model ({_line(error)}); is base the right one?"
         ) from error
@@ -235,7 +283,7 @@ def _line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps transformers from printing; what matters becomes an error."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

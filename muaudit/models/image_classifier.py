@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -53,6 +53,8 @@ class Processor(BaseModel):
     image_mean: float | tuple[float, ...] = 0.0
     image_std: float | tuple[float, ...] = 1.0
 
+
+Kind = TypeVar("Kind", bound=Processor)
 
 _HARMLESS = ("do_convert_rgb", "do_reduce_labels")
 """Switches that change nothing of a picture that is read in the right mode and classified as a whole."""
@@ -144,14 +146,14 @@ def load_pictured(path: Path, dtype: str) -> Pictured:
         ModelError: The folder cannot be used, asks for code, or for a preparation that is not followed here.
     """
     network = load_network(path, AutoModelForImageClassification, dtype=dtype)
-    return Pictured(network, read_processor(path / "preprocessor_config.json")).eval()
+    return Pictured(network, read_processor(path / "preprocessor_config.json", Processor)).eval()
 
 
-def read_processor(path: Path, kind: type[Processor] = Processor) -> Processor:
+def read_processor(path: Path, kind: type[Kind]) -> Kind:
     """What a preprocessor_config.json says.
 
     Args:
-        path: The file; without it nothing is done to pictures.
+        path: The file, or a processor_config.json with the image processor in it; without it nothing is done to pictures.
         kind: What is followed of it.
 
     Returns:
@@ -166,7 +168,8 @@ def read_processor(path: Path, kind: type[Processor] = Processor) -> Processor:
     try:
         values = json.loads(path.read_bytes())
         if isinstance(values, Mapping):
-            values = _with_plain_sizes(values)
+            nested = values.get("image_processor")
+            values = _with_plain_sizes(nested if isinstance(nested, Mapping) else values)
         how = kind.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -182,6 +185,29 @@ def read_processor(path: Path, kind: type[Processor] = Processor) -> Processor:
     if odd:
         raise ModelError(f"{path}: {odd[0]} asks for a preparation that is not followed here; {mend}")
     return how
+
+
+def image_processor(path: Path, kind: type[Kind]) -> Kind:
+    """What the image processor of a folder that must have one says.
+
+    Args:
+        path: The folder.
+        kind: What is followed of it.
+
+    Returns:
+        The preparation.
+
+    Raises:
+        ModelError: It does not say, or asks for a preparation that is not followed here.
+    """
+    # transformers 5 writes the image processor into the file of the whole processor.
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (path / name).is_file():
+            return read_processor(path / name, kind)
+    raise ModelError(
+        f"{path}: no preprocessor_config.json, so how images are to be resized and normalised is not known; save the model's "
+        "processor into the folder with save_pretrained"
+    )
 
 
 def _with_plain_sizes(values: Mapping[str, Any]) -> dict[str, Any]:

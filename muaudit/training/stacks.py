@@ -192,7 +192,7 @@ def _estimators(models: Sequence[Any], shown: NDArray[np.float32], outputs: int)
     tensors: dict[str, NDArray[Any]] = {}
     for place, model in enumerate(models):
         try:
-            data = _plain(skops.io.dumps(model))
+            data = reproducible(skops.io.dumps(model))
             if not np.array_equal(
                 logits_from(_loaded(data), shown, outputs=outputs), logits_from(model, shown, outputs=outputs)
             ):
@@ -203,7 +203,7 @@ def _estimators(models: Sequence[Any], shown: NDArray[np.float32], outputs: int)
     return tensors
 
 
-def _plain(data: bytes) -> bytes:
+def reproducible(data: bytes) -> bytes:
     """What skops stored, without times and addresses in memory, so that one estimator always gives the same bytes."""
     with zipfile.ZipFile(io.BytesIO(data)) as packed:
         schema = json.loads(packed.read("schema.json"))

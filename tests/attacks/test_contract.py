@@ -8,25 +8,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from muaudit import attack as attacks
 from muaudit import compute
+from muaudit import registry as attacks
 from muaudit.attack import Attack, Measurement, Prepared
 from muaudit.compare import compare
 from muaudit.model_config import ModelConfig
 from muaudit.results import Finding, Verdict
 
 pytest.importorskip("torch")
+pytest.importorskip("diffusers")
 
-from beds import REFERENCES, Bed, ExamplesBed, LanguageBed, opened
+from beds import REFERENCES, Bed, LanguageBed, opened
 
 from muaudit.models.causal_lm import CausalLM
+from muaudit.models.diffusion import Diffusion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Build = Callable[[str, Sequence[str]], dict[str, Path]]
 
-NAMES = [name for name, found in attacks.registry().items() if isinstance(found, attacks.Registered)]
+NAMES = [name for name, found in attacks.registered().items() if isinstance(found, attacks.Registered)]
 
 BEDS = {"recovery": "corrupted"}
 """Where an attack's language models come from, if not from the testbed `lineage`."""
@@ -74,13 +76,14 @@ class Subject:
 
 @pytest.fixture(scope="module", params=NAMES)
 def subject(request: pytest.FixtureRequest, testbed: Build) -> Subject:
-    found = attacks.registry()[request.param]
+    found = attacks.registered()[request.param]
     assert isinstance(found, attacks.Registered)
     attack = found.attack.model_validate(SIZES.get(request.param, {}))
     if not attack.missing(CausalLM):
         return Subject(attack, LanguageBed(testbed, BEDS.get(attack.name, "lineage")))
-    digits: ExamplesBed = request.getfixturevalue("digits_audit")
-    return Subject(attack, digits)
+    if not attack.missing(Diffusion):
+        return Subject(attack, request.getfixturevalue("sketches_audit"))
+    return Subject(attack, request.getfixturevalue("digits_audit"))
 
 
 def test_it_says_what_it_is(subject: Subject) -> None:

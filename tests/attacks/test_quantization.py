@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from muaudit import attack as attacks
 from muaudit import policy
-from muaudit.attack import Attack, Bench, Measurement, Prepared, Registered
+from muaudit import registry as attacks
+from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.attacks.memorization import Memorization
 from muaudit.attacks.quantization import Quantization
 from muaudit.compare import compare
 from muaudit.errors import NotApplicable, UsageError
 from muaudit.models import Query
+from muaudit.registry import Registered
 from muaudit.results import Verdict
 from muaudit.task import Fact, ForgetTask
 
@@ -148,9 +149,9 @@ class Demanding(Told):
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = dict(attacks.registry()) | {kind.name: Registered(kind, "test") for kind in (Told, Other, Demanding)}
+    known = dict(attacks.registered()) | {kind.name: Registered(kind, "test") for kind in (Told, Other, Demanding)}
     known["torn"] = attacks.Broken("torn", "test", "torn does not load")
-    monkeypatch.setattr(attacks, "registry", lambda: known)
+    monkeypatch.setattr(attacks, "registered", lambda: known)
 
 
 def bench() -> Bench:

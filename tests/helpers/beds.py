@@ -142,7 +142,7 @@ class ImagesBed:
 
     def ready(self, attack: Attack, prepared: Prepared) -> Prepared:
         assert isinstance(self.workbench.task, ImageTask)
-        prepared = prepared.with_task(self.workbench.task)
+        prepared = prepared.with_task(self.workbench.task).with_folder(Path())
         original = opened(self.models["original"])
         return prepared.with_original(lambda: original) if attack.reads_original else prepared
 

@@ -82,8 +82,8 @@ def _audit(folder: Path, installed: Path, target: str) -> dict[str, Any]:
 
 
 def test_an_installed_attack_is_registered_without_a_fork(tmp_path: Path, installed: Path) -> None:
-    listing = "for name, found in registry().items(): print(name, type(found).__name__, found.package)"
-    code = f"from muaudit.attack import registry\n{listing}"
+    listing = "for name, found in registered().items(): print(name, type(found).__name__, found.package)"
+    code = f"from muaudit.registry import registered\n{listing}"
     lines = _run("-c", code, cwd=tmp_path, path=installed).stdout.splitlines()
     assert "firstword Registered muaudit-firstword" in lines
     assert "shattered Broken shattered" in lines

@@ -114,9 +114,9 @@ def test_a_command_starts_without_importing_what_it_does_not_need(arguments: lis
 
 def test_the_readme_tells_every_shipped_attack_with_its_access() -> None:
     pytest.importorskip("torch")
-    from muaudit import attack
+    from muaudit import registry
 
-    shipped = {name: found for name, found in attack.registry().items() if found.package == "muaudit"}
+    shipped = {name: found for name, found in registry.registered().items() if found.package == "muaudit"}
     rows = dict(re.findall(r"^\| `(\w+)` \| (text|logits|weights|training) \|", (ROOT / "README.md").read_text(), re.MULTILINE))
-    assert rows == {name: found.attack.access for name, found in shipped.items() if isinstance(found, attack.Registered)}
+    assert rows == {name: found.attack.access for name, found in shipped.items() if isinstance(found, registry.Registered)}
     assert set(rows) == set(shipped)

@@ -9,8 +9,8 @@ import pytest
 from recorded_logs import recorded_audit
 
 import muaudit
-from muaudit import attack as attacks
 from muaudit import config, plan
+from muaudit import registry as attacks
 from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.errors import EnvironmentFault, ModelError, UsageError
 from muaudit.models import Model, ScoresText
@@ -42,11 +42,11 @@ class Faulty(Attack):
 
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = attacks.registry() | {
+    known = attacks.registered() | {
         "faulty": attacks.Registered(Faulty, "elsewhere"),
         "broken": attacks.Broken("broken", "elsewhere", "elsewhere: attack 'broken' does not load: ImportError: gone"),
     }
-    monkeypatch.setattr(attacks, "registry", lambda: known)
+    monkeypatch.setattr(attacks, "registered", lambda: known)
 
 
 def verdicts(report: AuditReport) -> dict[str, Verdict]:

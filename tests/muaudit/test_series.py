@@ -71,7 +71,7 @@ def test_a_scan_over_a_series_gives_one_report_and_a_curve(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", preset.shipped())
 def test_presets_name_known_attacks_with_valid_parameters(name: str) -> None:
-    from muaudit import attack as attacks
+    from muaudit import registry as attacks
 
     for section, values in preset.attacks(name).items():
         found = attacks.find(str(values.pop("attack", section)))
