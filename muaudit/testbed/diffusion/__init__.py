@@ -1,0 +1,1 @@
+"""Text-to-image models that have unlearned a concept, made of sketches whose truth is known."""
