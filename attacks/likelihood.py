@@ -47,9 +47,9 @@ class Likelihood(Attack):
     stands beside it.
 
     What the rank says depends on the holdout images. Unseen images of the forgotten concept ask for membership: were these very
-    images trained on? An honest retrain then lies near 0.5. Unseen images of other concepts ask for knowledge: are the forgotten
-    images as likely as others of a kind that the model was taught? An honest retrain then lies below a model that knows the
-    concept, since what it never learned it denoises worse. The gap to the references means the same either way.
+    images trained on? An honest retrain then lies near 0.5. Unseen images of other concepts ask for knowledge: are the
+    forgotten images as likely as others of a kind that the model was taught? An honest retrain then lies below a model that
+    knows the concept, since what it never learned it denoises worse. The gap to the references means the same either way.
 
     As ranks too stand beside it the score at every timestep and `discrepancy`, how much the prompt lowers the logarithm of the
     loss, which is more for images that were seen with it. With shadow pipelines the log likelihood ratio of the deciding losses

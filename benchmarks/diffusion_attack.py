@@ -6,7 +6,7 @@ nothing: every search goes on to its last step. One thread. Two ratios, each of 
 - prompts attacked per minute, together against one by one (limit: 5 times);
 - gradient steps, with text encoder, optimiser and projection, against a bare forward and backward pass of the same network as
   its training does it, gradients of the weights included (limit: 85 % of its rate). A pass back to the context alone, which
-  is all that a step needs of the network, is set beside: what is left to the whole is the text encoder, which weighs far more in
+  is all that a step needs of the network, is set beside: what is left to the whole is the text encoder, which weighs more in
   so small a pipeline (a seventh of the network) than in Stable Diffusion.
 """
 
@@ -131,8 +131,8 @@ def main() -> None:
         f"(limit {TOGETHER:.0f})   {marks[0]}"
     )
     print(
-        f"gradient steps: {share:.0%} of the rate of the network's own passes (limit {RATE:.0%}), {of_frozen:.0%} of passes back "
-        f"to the context alone   {marks[1]}"
+        f"gradient steps: {share:.0%} of the rate of the network's own passes (limit {RATE:.0%}), {of_frozen:.0%} of passes "
+        f"back to the context alone   {marks[1]}"
     )
     raise SystemExit(not all(passed))
 

@@ -1,4 +1,4 @@
-"""How attacks are found: by the entry-point group `muaudit.attacks`, so that a third party's package adds one without a fork."""
+"""How attacks are found: by the entry-point group `muaudit.attacks`, so that others' packages add some without a fork."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches

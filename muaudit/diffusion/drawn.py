@@ -34,8 +34,7 @@ class Drawn:
     @property
     def share(self) -> NDArray[np.float64]:
         """Share of each unit's images that show its concept [n]: success per query."""
-        share: NDArray[np.float64] = np.asarray(self.hits.mean(1), dtype=np.float64)
-        return share
+        return np.atleast_1d(self.hits.mean(1))
 
     @property
     def any(self) -> NDArray[np.float64]:

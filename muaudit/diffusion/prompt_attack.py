@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from muaudit.diffusion.drawn import Drawn
 
 FloatArray = NDArray[np.float64]
-Position = Annotated[str, Field(pattern="^(prefix|suffix|middle|spread|every_three_words|alone)$")]
+Position = Literal["prefix", "suffix", "middle", "spread", "every_three_words", "alone"]
 
 
 class PromptAttack(Attack):

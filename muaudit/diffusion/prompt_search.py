@@ -112,10 +112,9 @@ class Denoising:
         Returns:
             Mean squared errors [r], and each one's gradient [r, k, d]. Computed `pipeline.batch_size` rows at a time.
         """
-        parts = [
-            self._slope(*part)
-            for part in zip(*(one.split(self.pipeline.batch_size) for one in (rows, tokens, noise, timesteps)), strict=True)
-        ]
+        size = self.pipeline.batch_size
+        columns = [torch.split(one, size) for one in (rows, tokens, noise, timesteps)]
+        parts = [self._slope(*part) for part in zip(*columns, strict=True)]
         losses, slopes = zip(*parts, strict=True)
         return torch.cat(losses), torch.cat(slopes)
 
@@ -204,7 +203,7 @@ class Search:
                 "the loss of predicted noise is NaN or infinite: check the model's weights and dtype (float16 overflows in "
                 "some networks)"
             )
-        gradient = self.choice.gradient(slope.unflatten(0, (-1, self.together)).mean(1))
+        gradient = self.choice.gradient(slope.reshape(-1, self.together, *slope.shape[1:]).mean(1))
         self.moved = self.moved or bool(gradient.any())
         self.adam.step(self.choice.variable, gradient)
         self.choice.settle()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+
 def project(values: Tensor) -> Tensor:
     """The nearest point of the simplex {p >= 0, sum p = 1} to each row.
 

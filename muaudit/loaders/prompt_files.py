@@ -81,7 +81,8 @@ def read_prompts(
         UsageError: The file cannot be used; the message names file, line, field and mend.
     """
     data = _bytes(path, shown)
-    prompts, seen = [], {}
+    prompts: list[ImagePrompt] = []
+    seen: dict[str, str] = {}
     for number, (where, values) in enumerate(_rows(data, path, shown), start=1):
         parts = _parts(values, where)
         parts.setdefault("id", f"{role}-{number}")

@@ -1,6 +1,7 @@
 """The contract that every registered attack keeps, a third party's too: one test a rule, over all of them."""
 
 import shutil
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,8 +34,14 @@ NAMES = [name for name, found in attacks.registered().items() if isinstance(foun
 BEDS = {"recovery": "corrupted"}
 """Where an attack's language models come from, if not from the testbed `lineage`."""
 
-SIZES = {"worst_case": {"references": 4}, "forgetting_quality": {"populations": 4, "models": 32}}
-"""Attacks that train their own references train one more here, for the honest retrain."""
+EXAMPLE = Path(__file__).parents[2] / "examples" / "diffusion" / "audit.toml"
+
+SIZES = tomllib.loads(EXAMPLE.read_text(encoding="utf-8"))["attacks"] | {
+    "worst_case": {"references": 4},
+    "forgetting_quality": {"populations": 4, "models": 32},
+}
+"""Attacks on image generators are as large as in the example; those that train their own references train one more here, for
+the honest retrain."""
 
 
 class Subject:
