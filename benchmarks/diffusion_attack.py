@@ -4,10 +4,10 @@ Speed does not depend on what the weights are, so that the pipeline of `sketches
 nothing: every search goes on to its last step. One thread. Two ratios, each of numbers from one run:
 
 - prompts attacked per minute, together against one by one (limit: 5 times);
-- gradient steps, with text encoder, optimiser and projection, against a bare forward and backward pass of the same network as
-  its training does it, gradients of the weights included (limit: 85 % of its rate). A pass back to the context alone, which
-  is all that a step needs of the network, is set beside: what is left to the whole is the text encoder, which weighs more in
-  so small a pipeline (a seventh of the network) than in Stable Diffusion.
+- gradient steps, with text encoder, optimiser and projection, against a bare forward and backward pass of the same network, as
+  in its training, with gradients of its weights (limit: 85 % of its rate). Passes back to the context alone, which is all that
+  a step needs of the network, are set beside: what is missing there is mostly the text encoder, which weighs far more in so
+  small a pipeline than in Stable Diffusion.
 """
 
 import time

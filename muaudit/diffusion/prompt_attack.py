@@ -2,13 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from muaudit.attack import Attack, Bench, Measurement, Prepared
+from muaudit.diffusion.positions import Position
 from muaudit.image_task import ImagePrompt, chosen, fresh_seeds
 from muaudit.models import Denoises, GeneratesImages, Model, ReadsPrompts
 from muaudit.results import Transcript
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from muaudit.diffusion.drawn import Drawn
 
 FloatArray = NDArray[np.float64]
-Position = Literal["prefix", "suffix", "middle", "spread", "every_three_words", "alone"]
 
 
 class PromptAttack(Attack):

@@ -9,8 +9,9 @@ pytest.importorskip("diffusers")
 import torch
 from tiny_pipelines import pair_tokenizer, pixel_pipeline, text_encoder, word_tokenizer
 
-from muaudit.diffusion.insertion import Insertion, allowed, places, random_tokens
+from muaudit.diffusion.insertion import Insertion, allowed, random_tokens
 from muaudit.diffusion.pipeline import PromptEncoder
+from muaudit.diffusion.positions import places
 from muaudit.errors import NotApplicable
 
 
