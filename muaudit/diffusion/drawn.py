@@ -34,12 +34,12 @@ class Drawn:
     @property
     def share(self) -> NDArray[np.float64]:
         """Share of each unit's images that show its concept [n]: success per query."""
-        return np.atleast_1d(self.hits.mean(1))
+        return np.asarray(self.hits.mean(1), dtype=np.float64)
 
     @property
     def any(self) -> NDArray[np.float64]:
         """Whether any of a unit's images does [n]: success at best of k."""
-        return self.hits.any(1).astype(np.float64)
+        return np.asarray(self.hits.any(1), dtype=np.float64)
 
 
 def draw(
