@@ -2,82 +2,26 @@
 
 import json
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import Any
 
 import click
 
-from muaudit.errors import EnvironmentFault, MuauditError
+from muaudit.command_line import (
+    EXIT_CODES,
+    anywhere,
+    as_json,
+    console,
+    existing,
+    passphrase_of,
+    progress_bar,
+    put_json,
+    shown,
+    wrote,
+)
+from muaudit.commands import reports, signing
 from muaudit.version import VERSION
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3, "skipped": 3, "error": 3}
-"""What an audit's verdict exits with; 2 is usage, 4 a failed verification, 5 the environment."""
-
-PASSPHRASE_VARIABLE = "MUAUDIT_KEY_PASSPHRASE"  # noqa: S105 - a variable's name, not a passphrase
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-existing = click.Path(exists=True, path_type=Path)
-anywhere = click.Path(path_type=Path)
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-
-
-def fail(message: str, code: int) -> NoReturn:
-    """Prints one line, with whatever could steer a terminal taken out, and exits."""
-    click.echo("muaudit: " + _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(message.split())), err=True)
-    sys.exit(code)
-
-
-def shown(command: Callable[P, T]) -> Callable[P, T]:
-    """Turns errors into one line and the right exit code; what was computed is on disk already."""
-
-    @wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return command(*args, **kwargs)
-        except MuauditError as error:
-            fail(str(error), error.exit_code)
-        except ModuleNotFoundError as error:
-            if (error.name or "").startswith("muaudit"):
-                raise
-            fail(f"{error.name} is not installed, which this command needs; install it: pip install 'muaudit[models]'", 5)
-        except MemoryError:
-            fail("out of memory; lower batch_size, choose a smaller dtype, or use a larger machine", EnvironmentFault.exit_code)
-        except KeyboardInterrupt:
-            fail("interrupted; what was measured is kept: run the same command again to go on", 130)
-
-    return run
-
-
-def console(*, stderr: bool = False) -> "Console":
-    """A terminal that colours only where a person looks."""
-    from rich.console import Console
-
-    return Console(stderr=stderr, highlight=False)
-
-
-def wrote(path: Path, as_json: bool, *further: str) -> None:
-    """Says where a file went, and what to do next."""
-    if as_json:
-        put_json({"path": str(path)})
-    else:
-        click.echo("\n".join([f"wrote {path}", *further]))
-
-
-def put_json(value: object) -> None:
-    """Prints a value as indented JSON."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -157,8 +101,8 @@ def scan(audit: Path, key: Path | None, as_json: bool) -> None:
     frozen, base = plan.resolve(audit)
     if key is None and frozen.config.signing is not None:
         key = base / frozen.config.signing.key
-    passphrase = _passphrase(key) if key is not None else None
-    with _progress() as progress:
+    passphrase = passphrase_of(key) if key is not None else None
+    with progress_bar() as progress:
         report = runner.run(frozen, base, progress=progress)
     folder = plan.out_folder(frozen.config, base)
     deliver(report, folder, key, passphrase)
@@ -185,7 +129,7 @@ def reference(audit: Path, count: int, with_forget_set: bool, out: Path, as_json
     """
     from muaudit.ahead import train_references
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         made = train_references(audit, out, count, forget=with_forget_set, progress=progress)
     if as_json:
         put_json([one.model_dump(mode="json") for one in made])
@@ -209,110 +153,13 @@ def shadow(audit: Path, count: int | None, out: Path, as_json: bool) -> None:
     """
     from muaudit.ahead import train_shadows
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         made = train_shadows(audit, out, count, progress=progress)
     if as_json:
         put_json(made.model_dump(mode="json"))
         return
     click.echo(f"{made.path}  {made.digest[:16]}  {made.models} models, each trained on half of {made.examples} examples")
     click.echo(f"next   [shadows] of {audit.name}: path = {_beside(made.path, audit)}")
-
-
-@main.command()
-@click.argument("report", type=existing)
-@click.option("--out", type=anywhere, help="HTML file to write; beside the report by default.")
-@as_json
-@shown
-def render(report: Path, out: Path | None, as_json: bool) -> None:
-    """Make report.html of a report.json."""
-    from muaudit.reports import html
-    from muaudit.results import AuditReport
-    from muaudit.store import write_atomically
-
-    out = out or report.with_suffix(".html")
-    write_atomically(out, html.render(AuditReport.from_json(report.read_bytes(), name=str(report))).encode())
-    wrote(out, as_json)
-
-
-@main.command()
-@click.argument("report", type=existing)
-@click.option("--key", type=existing, required=True, help="Private key.")
-@click.option("--out", type=anywhere, help="Envelope to write; audit.intoto.json beside the report by default.")
-@as_json
-@shown
-def sign(report: Path, key: Path, out: Path | None, as_json: bool) -> None:
-    """Sign a report.json: an in-toto Statement in a DSSE envelope, Ed25519."""
-    from muaudit.delivery import sign as seal
-    from muaudit.results import AuditReport
-
-    read = AuditReport.from_json(report.read_bytes(), name=str(report))
-    wrote(seal(read, report, out or report.parent / "audit.intoto.json", key, _passphrase(key)), as_json)
-
-
-@main.command()
-@click.argument("envelope", type=existing)
-@click.option("--key", "keys", type=existing, multiple=True, required=True, help="A trusted public key; repeat.")
-@click.option("--model", type=existing, help="The target's folder, to be digested again.")
-@click.option("--report", type=existing, help="The report.json that was signed; the one beside the envelope by default.")
-@as_json
-@shown
-def verify(envelope: Path, keys: tuple[Path, ...], model: Path | None, report: Path | None, as_json: bool) -> None:
-    """Check that an envelope is what was signed, and about this model. Says nothing of pass or fail: a fail verifies too.
-
-    Exits with 0 when everything holds and with 4 when anything does not.
-    """
-    from muaudit.reports import attestation
-    from muaudit.reports.keys import load_public
-
-    beside = report or envelope.parent / "report.json"
-    seen = attestation.verify(
-        envelope.read_bytes(),
-        [load_public(key) for key in keys],
-        report=beside.read_bytes() if beside.exists() else None,
-        model=model,
-    )
-    if as_json:
-        put_json(
-            {
-                "verified": True,
-                "verdict": seen.verdict,
-                "signers": [{"name": key.name, "fingerprint": key.fingerprint} for key in seen.signers],
-                "issued_at": seen.issued_at.isoformat(),
-                "target": seen.target_digest,
-                "plan": seen.plan_sha256,
-                "checked": seen.checked,
-                "unchecked": seen.unchecked,
-            }
-        )
-        return
-    click.echo("verified")
-    for key in seen.signers:
-        name = _CONTROL.sub("?", key.name)
-        click.echo(f"  signed by  {name} ({key.fingerprint[:16]}) on {seen.issued_at.isoformat()}, by their own word")
-    for what, lines in (("checked", seen.checked), ("not checked", seen.unchecked)):
-        for line in lines:
-            click.echo(f"  {what:<12}{line}")
-    click.echo(f"  verdict    {seen.verdict}")
-
-
-@main.command()
-@click.argument("out", type=anywhere)
-@click.option("--name", default="auditor", show_default=True, help="Who holds the key; reports show it.")
-@click.option("--passphrase", is_flag=True, help=f"Encrypt the key; asks, or reads ${PASSPHRASE_VARIABLE}.")
-@as_json
-@shown
-def keygen(out: Path, name: str, passphrase: bool, as_json: bool) -> None:
-    """Make an Ed25519 key pair: OUT.key (keep it) and OUT.pub (give it away)."""
-    from muaudit.reports.keys import keygen as make
-
-    secret = None
-    if passphrase:
-        secret = os.environ.get(PASSPHRASE_VARIABLE) or click.prompt("Passphrase", hide_input=True, confirmation_prompt=True)
-    private, public, fingerprint = make(out, name, secret.encode() if secret else None)
-    if as_json:
-        put_json({"private": str(private), "public": str(public), "fingerprint": fingerprint})
-        return
-    click.echo(f"private {private} (keep it)\npublic  {public}\nfingerprint {fingerprint}")
 
 
 @main.command()
@@ -377,7 +224,7 @@ def testbed_build(out: Path, preset: str, models: tuple[str, ...], workers: int,
     """
     from muaudit.demo import build_testbed
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         paths = build_testbed(out, models, preset=preset, workers=workers, progress=progress)
     if as_json:
         put_json({name: str(path) for name, path in paths.items()})
@@ -391,22 +238,5 @@ def _beside(path: str, audit: Path) -> str:
     return json.dumps(os.path.relpath(path, audit.parent), ensure_ascii=False)
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on a terminal's stderr; gives a callable of steps done, steps in all and what was done."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    screen = console(stderr=True)
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        line = bar.add_task("starting", total=None)
-        yield lambda done, total, what: bar.update(line, completed=done, total=total, description=what)
-
-
-def _passphrase(key: Path) -> bytes | None:
-    """The passphrase of an encrypted key, from the environment or asked for before the long work starts."""
-    from muaudit.reports.keys import is_encrypted
-
-    if not is_encrypted(key):
-        return None
-    return (os.environ.get(PASSPHRASE_VARIABLE) or click.prompt(f"Passphrase of {key}", hide_input=True, err=True)).encode()
+for command in (reports.render, signing.sign, signing.verify, signing.keygen):
+    main.add_command(command)

@@ -173,6 +173,7 @@ def _numbers(panel: Panel, judged: _Judged, rule: _Rule) -> dict[str, Any]:
     level = rule.equivalence_confidence
     lower, upper = _clipped((estimate.lower(level), estimate.upper(level)))
     return {
+        "leakages": evidence.leakages(panel),
         "gap": _clipped((estimate.value, estimate.value))[estimate.value > 0],
         "interval": _clipped(estimate.interval(rule.confidence)),
         "upper_bound": upper,

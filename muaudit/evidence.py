@@ -19,6 +19,7 @@ from muaudit.results import (
     KolmogorovSmirnov,
     PictureRow,
     ScoreResult,
+    UnitLeakage,
     UnitResult,
     WorstClusters,
 )
@@ -243,6 +244,21 @@ def worst_units(panel: Panel, models: Mapping[str, Measurement], *, two_sided: b
             },
         )
         for index in order
+    )
+
+
+def leakages(panel: Panel) -> tuple[UnitLeakage, ...]:
+    """Every unit's leakage on every model."""
+    target, references, original = panel.rows()
+    return tuple(
+        UnitLeakage(
+            id=unit,
+            cluster=panel.names[panel.codes[place]],
+            target=float(target[place]),
+            references=tuple(references[:, place].tolist()),
+            original=None if original is None else float(original[place]),
+        )
+        for place, unit in enumerate(panel.units)
     )
 
 

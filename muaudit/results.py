@@ -100,6 +100,16 @@ class UnitResult(Frozen):
     transcripts: dict[str, Transcript]
 
 
+class UnitLeakage(Frozen):
+    """One unit's leakage on every model; `references` in their order. All units are kept, without what was said."""
+
+    id: str
+    cluster: str
+    target: float
+    references: tuple[float, ...]
+    original: float | None
+
+
 class ClusterResult(Frozen):
     """One cluster's mean leakage; `threshold` is the null's quantile for the largest gap among all clusters."""
 
@@ -262,6 +272,7 @@ class Finding(Frozen):
         claim: With `claim`: what was claimed and what was shown; `p_value` is its p-value.
         evaluator: How often those err who say whether a concept is in an image; the gap, its interval and the noise floor are
             corrected by it.
+        leakages: Every unit's leakage, in the order of the set.
         pictures: What models drew, of the units with the largest gaps.
     """
 
@@ -293,6 +304,7 @@ class Finding(Frozen):
     curves: tuple[Curve, ...] = ()
     heat_maps: tuple[HeatMap, ...] = ()
     worst_units: tuple[UnitResult, ...] = ()
+    leakages: tuple[UnitLeakage, ...] = ()
     evaluator: EvaluatorErrors | None = None
     pictures: tuple[PictureRow, ...] = ()
     summaries: dict[str, dict[str, float]] = {}

@@ -1,0 +1,100 @@
+"""What every command of the command line shares: errors as one line, consoles, JSON, progress, passphrases."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
+
+import click
+
+from muaudit.errors import EnvironmentFault, MuauditError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3, "skipped": 3, "error": 3}
+"""What an audit's verdict exits with; 2 is usage, 4 a failed verification, 5 the environment."""
+
+PASSPHRASE_VARIABLE = "MUAUDIT_KEY_PASSPHRASE"  # noqa: S105 - a variable's name, not a passphrase
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+existing = click.Path(exists=True, path_type=Path)
+anywhere = click.Path(path_type=Path)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Prints one line, with whatever could steer a terminal taken out, and exits."""
+    click.echo("muaudit: " + CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(message.split())), err=True)
+    sys.exit(code)
+
+
+def shown(command: Callable[P, T]) -> Callable[P, T]:
+    """Turns errors into one line and the right exit code; what was computed is on disk already."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return command(*args, **kwargs)
+        except MuauditError as error:
+            fail(str(error), error.exit_code)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("muaudit"):
+                raise
+            fail(f"{error.name} is not installed, which this command needs; install it: pip install 'muaudit[models]'", 5)
+        except MemoryError:
+            fail("out of memory; lower batch_size, choose a smaller dtype, or use a larger machine", EnvironmentFault.exit_code)
+        except KeyboardInterrupt:
+            fail("interrupted; what was measured is kept: run the same command again to go on", 130)
+
+    return run
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """A terminal that colours only where a person looks."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def wrote(path: Path, as_json: bool, *further: str) -> None:
+    """Says where a file went, and what to do next."""
+    if as_json:
+        put_json({"path": str(path)})
+    else:
+        click.echo("\n".join([f"wrote {path}", *further]))
+
+
+def put_json(value: object) -> None:
+    """Prints a value as indented JSON."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar on a terminal's stderr; gives a callable of steps done, steps in all and what was done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    screen = console(stderr=True)
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        line = bar.add_task("starting", total=None)
+        yield lambda done, total, what: bar.update(line, completed=done, total=total, description=what)
+
+
+def passphrase_of(key: Path) -> bytes | None:
+    """The passphrase of an encrypted key, from the environment or asked for before the long work starts."""
+    from muaudit.reports.keys import is_encrypted
+
+    if not is_encrypted(key):
+        return None
+    return (os.environ.get(PASSPHRASE_VARIABLE) or click.prompt(f"Passphrase of {key}", hide_input=True, err=True)).encode()
