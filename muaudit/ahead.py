@@ -111,7 +111,7 @@ def train_references(audit: Path, out: Path, count: int, *, forget: bool, progre
     store, made = _store(settings, audit), []
     for number in range(count):
         # One by one: trained together, the last bits of each would depend on how many there are.
-        seed = compute.seed_of(settings.run.seed, name, str(number))
+        seed = compute.seed_of(settings.run.seed or config.TRAINING_SEED, name, str(number))
         cohort = trainer(settings, task, audit.parent, store, None).train(rows, [seed])
         folder = out / f"{name}-{number + 1}"
         _put(folder, partial(cohort.save_member, 0))
@@ -137,7 +137,7 @@ def train_shadows(audit: Path, out: Path, count: int | None, *, progress: Progre
         UsageError: The configuration cannot be used, or other models lie in the folder.
     """
     settings, task = _read(audit)
-    rows, seeds = shadow_rows(count or settings.shadows.count, task, settings.run.seed)
+    rows, seeds = shadow_rows(count or settings.shadows.count, task, settings.run.seed or config.TRAINING_SEED)
     cohort = trainer(settings, task, audit.parent, _store(settings, audit), progress).train(rows, seeds)
     _put(out, cohort.save)
     return _made(out, cohort, len(task.pool), cohort.description.rows).model_copy(update={"kind": "shadows"})

@@ -14,13 +14,12 @@ from muaudit.command_line import (
     as_json,
     console,
     existing,
-    passphrase_of,
     progress_bar,
     put_json,
     shown,
     wrote,
 )
-from muaudit.commands import reports, signing
+from muaudit.commands import policies, redaction, reports, reproduction, signing
 from muaudit.version import VERSION
 
 
@@ -87,31 +86,35 @@ def plan_command(audit: Path, as_json: bool) -> None:
 
 @main.command()
 @click.argument("audit", type=existing)
-@click.option("--key", type=existing, help="Sign with this private key (or name it under [signing]).")
+@click.option("--key", type=signing.private_key, help="Sign with this private key (or name it under [signing]).")
+@click.option(
+    "--format", "formats", type=click.Choice(reports.FORMATS), multiple=True, help="Write this beside report.json too; repeat."
+)
 @as_json
 @shown
-def scan(audit: Path, key: Path | None, as_json: bool) -> None:
+def scan(audit: Path, key: str | None, formats: tuple[str, ...], as_json: bool) -> None:
     """Run audit.toml or a frozen plan.json; an interrupted scan goes on where it was.
 
     Exits with 0 for pass, 1 for fail and 3 for inconclusive.
     """
     from muaudit import plan, runner
-    from muaudit.delivery import deliver
+    from muaudit.delivery import deliver, render
 
     frozen, base = plan.resolve(audit)
     if key is None and frozen.config.signing is not None:
-        key = base / frozen.config.signing.key
-    passphrase = passphrase_of(key) if key is not None else None
+        key = signing.under(base, frozen.config.signing.key)
+    signer = signing.open_key(key, try_it=True) if key is not None else None
     with progress_bar() as progress:
-        report = runner.run(frozen, base, progress=progress)
+        report = runner.run(frozen, base, progress=progress, apart=True)
     folder = plan.out_folder(frozen.config, base)
-    deliver(report, folder, key, passphrase)
+    deliver(report, folder, signer)
+    render(report, folder, formats, audit)
     if as_json:
         put_json(report.model_dump(mode="json"))
     else:
         from muaudit.reports.terminal import table
 
-        table(report, console(), folder=folder, signed_with=key, model=base / report.target.path)
+        table(report, console(), folder=folder, signed_with=signing.as_file(key), model=base / report.target.path)
     sys.exit(EXIT_CODES[report.verdict])
 
 
@@ -238,5 +241,11 @@ def _beside(path: str, audit: Path) -> str:
     return json.dumps(os.path.relpath(path, audit.parent), ensure_ascii=False)
 
 
-for command in (reports.render, signing.sign, signing.verify, signing.keygen):
+for command in (
+    *reports.COMMANDS,
+    *signing.COMMANDS,
+    *policies.COMMANDS,
+    *redaction.COMMANDS,
+    *reproduction.COMMANDS,
+):
     main.add_command(command)

@@ -1,7 +1,6 @@
 """What every command of the command line shares: errors as one line, consoles, JSON, progress, passphrases."""
 
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -89,12 +88,3 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         line = bar.add_task("starting", total=None)
         yield lambda done, total, what: bar.update(line, completed=done, total=total, description=what)
-
-
-def passphrase_of(key: Path) -> bytes | None:
-    """The passphrase of an encrypted key, from the environment or asked for before the long work starts."""
-    from muaudit.reports.keys import is_encrypted
-
-    if not is_encrypted(key):
-        return None
-    return (os.environ.get(PASSPHRASE_VARIABLE) or click.prompt(f"Passphrase of {key}", hide_input=True, err=True)).encode()

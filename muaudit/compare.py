@@ -5,7 +5,7 @@ The target's leakage is set against the references', in one way for every attack
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from muaudit.attack import Measurement
 from muaudit.errors import ModelError
 from muaudit.evidence import Panel, roles
 from muaudit.policy import Policy
-from muaudit.results import AttackCard, Control, Controls, Finding, RelativeTest, Verdict
+from muaudit.results import AttackCard, Conduct, Control, Controls, Finding, RelativeTest, Verdict
 from muaudit.statistics import (
     Discernment,
     Estimate,
@@ -173,7 +173,6 @@ def _numbers(panel: Panel, judged: _Judged, rule: _Rule) -> dict[str, Any]:
     level = rule.equivalence_confidence
     lower, upper = _clipped((estimate.lower(level), estimate.upper(level)))
     return {
-        "leakages": evidence.leakages(panel),
         "gap": _clipped((estimate.value, estimate.value))[estimate.value > 0],
         "interval": _clipped(estimate.interval(rule.confidence)),
         "upper_bound": upper,
@@ -226,6 +225,7 @@ def _bare(card: AttackCard, panel: Panel, margin: float, measures: Literal["leak
         target=float(target.mean()),
         references=float(references.mean()),
         original=None if original is None else float(original.mean()),
+        leakages=evidence.leakages(panel),
     )
 
 
@@ -447,11 +447,13 @@ def verdict_of(findings: Sequence[Finding], policy: Policy, *, references: int) 
     passing = [finding for finding in leakage.values() if finding.verdict is Verdict.PASS]
     for name in required:
         finding = leakage.get(name)
-        skipped = finding is not None and finding.verdict is Verdict.SKIPPED and name in policy.skippable
-        if not skipped and (finding is None or finding.verdict not in (Verdict.PASS, Verdict.ERROR)):
+        skipped = finding is not None and finding.verdict is Verdict.SKIPPED and not finding.over_budget
+        if not (skipped and name in policy.skippable) and (
+            finding is None or finding.verdict not in (Verdict.PASS, Verdict.ERROR)
+        ):
             missing.append(reasons.of_missing(name, finding))
-        elif finding in passing and finding is not None and finding.clusters < policy.minimum_clusters:
-            missing.append(f"{name} rests on {finding.clusters} clusters, and the policy asks for {policy.minimum_clusters}")
+        elif finding in passing and finding is not None:
+            missing += reasons.of_weak_pass(finding, policy)
     if references < policy.minimum_references:
         missing.append(f"the audit has {references} references, and the policy asks for {policy.minimum_references}")
     if not passing and not missing:
@@ -461,21 +463,37 @@ def verdict_of(findings: Sequence[Finding], policy: Policy, *, references: int) 
     names = reasons.listed([finding.attack for finding in passing])
     return (
         Verdict.PASS,
-        f"{names} cannot tell the target from models that never saw the forget set, beyond the policy's margins",
+        f"{names} cannot tell the target from models that never saw the forget set, beyond the policy's margins{reasons.of_left_out(findings)}",
     )
 
 
-def conclude(findings: Sequence[Finding], policy: Policy, *, references: int) -> Compared:
+def conclude(
+    findings: Sequence[Finding],
+    policy: Policy,
+    *,
+    references: int,
+    conduct: Sequence[Conduct] = (),
+    inside: Collection[str] = (),
+) -> Compared:
     """Corrects the findings for their number and gives the audit's verdict.
 
     Args:
         findings: All findings of the audit, in the plan's order, `unmeasured` ones among them.
         policy: Error rates, required attacks, fewest references and clusters.
         references: How many references the audit has.
+        conduct: How the models behaved. With files that changed nothing holds (`error`); a target that answers differently
+            when it is asked again never passes, nor does one that declines, unless an attack that looks inside it passes.
+        inside: Names of the attacks that see weights or train: refusals hide nothing from them.
 
     Returns:
         The verdict, its reason, and the findings as they stand after Holm's correction.
     """
     corrected = _corrected(findings, policy)
     verdict, reason = verdict_of(corrected, policy, references=references)
+    looked = any(one.verdict is Verdict.PASS and one.attack in inside for one in corrected)
+    changed, told = reasons.of_conduct(conduct, looked_inside=looked)
+    if changed is not None:
+        return Compared(Verdict.ERROR, changed, corrected)
+    if told is not None and verdict is not Verdict.FAIL:
+        return Compared(Verdict.INCONCLUSIVE, told if verdict is Verdict.PASS else f"{told}; {reason}", corrected)
     return Compared(verdict, reason, corrected)

@@ -4,11 +4,11 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from muaudit.errors import EnvironmentFault
+from muaudit.errors import EnvironmentFault, UsageError
 
 
 def seed_of(*parts: str) -> int:
@@ -27,6 +27,7 @@ def resolve_device(device: str) -> str:
 
     Raises:
         EnvironmentFault: The plan asks for a device that this machine lacks.
+        UsageError: There is no such kind of device.
     """
     try:
         import torch
@@ -38,6 +39,10 @@ def resolve_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise EnvironmentFault(f"run.device {device!r}: torch sees no CUDA device here; use device = 'cpu' or 'auto'")
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"run.device {device!r}: not a device; write auto, cpu, cuda or cuda:1") from error
     return device
 
 
@@ -108,13 +113,13 @@ class Stopwatch:
 
 
 def spread(
-    work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], *, workers: int, backend: str, address: str | None = None
+    work: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], *, workers: int, backend: str, address: str | None = None
 ) -> Iterator[Any]:
     """Does independent jobs, in this process or in several, here or on a cluster.
 
     Args:
         work: What to do; picklable when workers > 1.
-        jobs: Its arguments, one tuple a job.
+        jobs: Its arguments, one tuple a job; with one worker, each is asked for when the one before is done.
         workers: How many at a time; 1 does all in this process, whatever the back end.
         backend: joblib's back end: "loky", "ray" or "dask".
         address: The Ray or Dask cluster's; without it, a cluster is started on this machine and ended afterwards.
@@ -125,10 +130,10 @@ def spread(
     Raises:
         EnvironmentFault: The back end is not installed, or no cluster answers at the address.
     """
-    if workers == 1 or len(jobs) < 2:
-        for job in jobs:
+    if workers == 1 or len(together := list(jobs)) < 2:
+        for job in jobs if workers == 1 else together:
             yield work(*job)
         return
     from muaudit.training.clusters import gather
 
-    yield from gather(work, jobs, workers=workers, backend=backend, address=address)
+    yield from gather(work, together, workers=workers, backend=backend, address=address)

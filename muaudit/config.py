@@ -121,34 +121,79 @@ class ShadowsConfig(Frozen):
     path: str | None = None
 
 
+TRAINING_SEED = "2026"
+"""Of shadow models and references that the auditor trains, where audit.toml fixes no seed: it need not be secret."""
+
+
 class PolicyConfig(Frozen):
-    """`[policy]`: a shipped policy or a file, and margins that override its own."""
+    """`[policy]`: a shipped policy or a file, and margins that override its own.
+
+    Attributes:
+        name: A shipped policy, or the path of one.
+        margins: Margins of single attacks, which override the policy's own; the report says so.
+        partial: Whether an audit that cannot pass under the policy, whatever the target has forgotten, is run all the same.
+    """
 
     name: str = "standard"
     margins: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {}
+    partial: bool = False
+
+
+class ConductConfig(Frozen):
+    """`[conduct]`: how it is seen whether a model answers differently when it is asked again.
+
+    Attributes:
+        questions: Forget questions that every model is asked four times, and as many of the retain set; 0 asks none.
+        images: The same of image generators, of the forget set alone.
+        max_new_tokens: Longest answer.
+    """
+
+    questions: Annotated[int, Field(ge=0, le=1000)] = 12
+    images: Annotated[int, Field(ge=0, le=1000)] = 7
+    max_new_tokens: Annotated[int, Field(ge=1)] = 16
+
+
+class BudgetConfig(Frozen):
+    """`[budget]`: what an audit may take, over all its runs; an attack that does not fit is skipped, with the reason.
+
+    Attributes:
+        hours: Hours of scanning.
+        queries: Questions put to models: prompts, examples and images; of endpoints the requests sent, retries included.
+        money: What asking endpoints may cost, in the currency of their prices.
+    """
+
+    hours: Annotated[float, Field(gt=0)] | None = None
+    queries: Annotated[int, Field(ge=1)] | None = None
+    money: Annotated[float, Field(gt=0)] | None = None
 
 
 class RunConfig(Frozen):
     """`[run]`: seed, device, spread and output folder.
 
     Attributes:
-        seed: Any text; every random draw of the audit comes from it.
+        seed: Any text; every random draw of the audit comes from it. Without it, one is drawn when the plan is made, and the
+            plan records it: nobody can then know beforehand what the audit will ask.
         device: "auto", "cpu", "cuda", "cuda:1" ...
         threads: Threads a worker computes with; fixed, because it changes the last bits of sums.
         backend: joblib's back end: processes of this machine (loky), or a Ray or Dask cluster.
         address: The cluster's, such as "auto" or "ray://head:10001", or "tcp://scheduler:8786"; a cluster of this machine alone
             without it.
         workers: How many measurements run at a time.
+        timeout: Seconds that an attack may take to prepare itself, training shadow models included, and to measure one model;
+            one that takes longer is ended, and its finding is `error`. Opening a model may take as long again.
+        memory_limit: GiB of main memory that one attack on one model may use; the finding of one that needs more is `error`.
         out: Folder of plan, report and envelope.
         store: Folder of results by content, which several audits may share; `store` in `out` by default.
     """
 
-    seed: str = "2026"
+    seed: str = ""
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] = 1
     backend: Literal["loky", "ray", "dask"] = "loky"
     address: str | None = None
     workers: Annotated[int, Field(ge=1)] = 1
+    timeout: Annotated[float, Field(gt=0)] | None = None
+    memory_limit: Annotated[float, Field(gt=0)] | None = None
     out: str = "audit"
     store: str | None = None
 
@@ -191,6 +236,8 @@ class AuditConfig(Frozen):
         recipe: How the auditor trains shadow models and references.
         procedure: The vendor's unlearning procedure; it is run.
         shadows: Shadow models.
+        conduct: Whether models answer differently when they are asked again.
+        budget: Limits on time, queries and money.
     """
 
     task: TaskConfig
@@ -205,6 +252,8 @@ class AuditConfig(Frozen):
     procedure: Procedure | None = None
     shadows: ShadowsConfig | None = None
     run: RunConfig = RunConfig()
+    conduct: ConductConfig = ConductConfig()
+    budget: BudgetConfig = BudgetConfig()
     signing: SigningConfig | None = None
 
     @model_validator(mode="after")
@@ -229,6 +278,21 @@ class AuditConfig(Frozen):
                 raise ValueError(
                     f'the {role} has format = "{model.format}"; logs of language models need [task] kind = "recorded", and '
                     'logits of classifiers (format = "logits") need [task] kind = "classification" or "regression"'
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _payable(self) -> "AuditConfig":
+        if self.budget.money is None:
+            return self
+        asked = [(role, model) for role, model in self.models() if isinstance(model, EndpointConfig)]
+        if not asked:
+            raise ValueError("budget.money limits what asking endpoints costs, and no model is one: use hours or queries")
+        for role, model in asked:
+            if model.price_per_million_input is None:
+                raise ValueError(
+                    f"budget.money needs the prices of every endpoint: give the {role} price_per_million_input "
+                    "and price_per_million_output"
                 )
         return self
 
@@ -301,13 +365,30 @@ def load_training(path: Path) -> TrainingConfig:
 
 def _values(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); `muaudit init` writes one to start from") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not TOML: {error}; mend the line, or start from `muaudit init`") from error
+    _refuse_unwritable(values, str(path))
+    return values
+
+
+def _refuse_unwritable(values: dict[str, Any], name: str) -> None:
+    """Refuses what no path can hold and no plan could be written with."""
+    waiting: list[tuple[str, Any]] = [("", values)]
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting.extend((f"{key}.{part}" if key else part, one) for part, one in value.items())
+        elif isinstance(value, list):
+            waiting.extend((key, one) for one in value)
+        elif isinstance(value, str) and "\0" in value:
+            raise UsageError(f"{name}: key {key!r}: holds a NUL, which no path and no text here can; take it out")
+        elif isinstance(value, int) and abs(value) >= 2**53:
+            raise UsageError(f"{name}: key {key!r}: a whole number here is below 2**53 = {2**53}; write a smaller one")
 
 
 def parse(values: dict[str, Any], name: str) -> AuditConfig:
@@ -370,6 +451,8 @@ def _keys(model: type[BaseModel]) -> set[str]:
         Procedure,
         ShadowsConfig,
         PolicyConfig,
+        ConductConfig,
+        BudgetConfig,
         RunConfig,
         SeriesStep,
         SigningConfig,

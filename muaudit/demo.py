@@ -119,6 +119,7 @@ def write_audit(
         store="store",
         workers=workers,
         preset=preset,
+        seed="2026",
     )
 
 

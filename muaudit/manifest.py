@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import rfc8785
@@ -93,6 +94,36 @@ def content_digest(path: Path) -> str | None:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return None
+
+
+@contextmanager
+def unchanged(*paths: Path) -> Iterator[None]:
+    """Refuses a model whose files change while it is digested, inspected and opened.
+
+    Args:
+        paths: Its folders or files. Their sizes and times are compared, which takes no second reading.
+
+    Raises:
+        ModelError: A file was changed, added or taken away meanwhile, or is a link.
+    """
+    before = {path: _stamps(path) for path in paths}
+    yield
+    for path, stamps in before.items():
+        if changed := sorted(set(stamps.items()) ^ set(_stamps(path).items())):
+            raise ModelError(
+                f"{path}: {changed[0][0]} changed while it was being opened, so what was opened is not what was digested; "
+                "wait until nothing writes into the folder any more"
+            )
+
+
+def _stamps(path: Path) -> dict[str, tuple[int, int, int, int]]:
+    """Inode, size and times of every file; the time of the inode's change cannot be set back."""
+    try:
+        files = {one.relative_to(path).as_posix(): one for one in _files(path)} if path.is_dir() else {path.name: path}
+        stats = {name: file.lstat() for name, file in files.items()}
+    except OSError as error:
+        raise ModelError(f"{error.filename or path}: cannot be read: {error.strerror}; copy the whole model again") from error
+    return {name: (one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for name, one in stats.items()}
 
 
 def _files(folder: Path) -> Iterator[Path]:

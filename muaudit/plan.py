@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +12,7 @@ from typing import Any, Literal, Self
 import rfc8785
 from pydantic import ValidationError
 
-from muaudit import config, evaluators, model_config, policy, preset, series, store
+from muaudit import config, evaluators, feasibility, model_config, policy, preset, series, store
 from muaudit import registry as attacks
 from muaudit.compute import resolve_device
 from muaudit.config import AuditConfig, ImagesTask, TrainingConfig
@@ -19,6 +20,7 @@ from muaudit.errors import UsageError
 from muaudit.examples import LabelledTask
 from muaudit.manifest import manifest, manifest_digest
 from muaudit.model_config import ClassifierConfig, EndpointConfig
+from muaudit.models.inspection import inspect
 from muaudit.policy import Policy
 from muaudit.results import CodeRecord, DataRecord, FileDigest, Frozen, ModelRecord
 from muaudit.task_opening import Task, open_task
@@ -52,6 +54,8 @@ class Plan(Frozen):
         base: The folder that paths start from, relative to the folder of plan.json.
         config: The resolved configuration.
         policy: The resolved decision rule.
+        policy_sha256: Digest of the policy's file, byte for byte.
+        seed_drawn: Whether the seed was drawn when the plan was made; else audit.toml fixed it.
         attacks: What is run, in order.
         models: Digests of every model, by role.
         data: Digests of the task files.
@@ -67,6 +71,8 @@ class Plan(Frozen):
     base: str
     config: AuditConfig
     policy: Policy
+    policy_sha256: str = ""
+    seed_drawn: bool = False
     attacks: tuple[PlannedAttack, ...]
     models: tuple[ModelRecord, ...]
     data: tuple[DataRecord, ...]
@@ -128,19 +134,25 @@ def make(settings: AuditConfig, base: Path) -> Plan:
     """
     rule = policy.load(settings.policy.name, base)
     rule = rule.model_copy(update={"margins": {**rule.margins, **settings.policy.margins}})
+    rule = feasibility.applied(rule, settings, base)
     planned = tuple(_attack(name, dict(values)) for name, values in _sections(settings).items())
     if unknown := sorted(set(rule.margins) - {entry.name for entry in planned} - set(attacks.registered())):
         raise UsageError(f"policy.margins names {unknown[0]!r}, which is no attack of this audit; name one of [attacks]")
     models = tuple(_model_records(settings, base))
     weightless = all(model.kind in model_config.WEIGHTLESS for _, model in settings.models())
     device = "cpu" if weightless else resolve_device(settings.run.device)
-    resolved = settings.model_copy(update={"run": settings.run.model_copy(update={"device": device})})
-    task = open_task(resolved, base)
+    task = open_task(settings.model_copy(update={"run": settings.run.model_copy(update={"device": device})}), base)
+    if not settings.policy.partial:
+        feasibility.refuse(rule, feasibility.shortfalls(rule, settings, task, planned, base))
+    seed = settings.run.seed or _drawn(settings, base, models, task.digest)
+    resolved = settings.model_copy(update={"run": settings.run.model_copy(update={"device": device, "seed": seed})})
     return Plan(
         tool=f"muaudit {VERSION}",
         base=os.path.relpath(base, out_folder(settings, base)),
         config=resolved,
         policy=rule,
+        policy_sha256=policy.digest(settings.policy.name, base),
+        seed_drawn=not settings.run.seed,
         attacks=planned,
         models=models,
         data=task.records,
@@ -148,8 +160,31 @@ def make(settings: AuditConfig, base: Path) -> Plan:
         versions=dict(_versions()),
         code=tuple(_code_records(settings, planned, base)),
         shadows=_shadows_digest(settings, task, base),
-        steps=tuple(PlannedStep(name=name, plan=make(step, base)) for name, step in series.earlier(settings)),
+        steps=tuple(PlannedStep(name=name, plan=make(step, base)) for name, step in series.earlier(resolved)),
     )
+
+
+def _drawn(settings: AuditConfig, base: Path, models: tuple[ModelRecord, ...], task: str) -> str:
+    """A fresh seed; that of the plan which lies in the output folder already, if it was drawn for these models and this task.
+
+    So an interrupted scan of audit.toml goes on, and one with a further attack asks nothing twice. A seed is never kept from
+    one model to another: who made the second could have read the first one's plan.
+    """
+    try:
+        before = Plan.read(out_folder(settings, base) / "plan.json")
+    except UsageError:
+        before = None
+    if before is not None and before.seed_drawn and (before.models, before.task_digest) == (models, task):
+        return before.config.run.seed
+    return secrets.token_hex(16)
+
+
+def training_seed(plan: Plan) -> str:
+    """The seed of what the audit trains by its own recipe: one that audit.toml fixes, or else always the same.
+
+    What was trained ahead of the audit is then found again, and no vendor gains by knowing how references are trained.
+    """
+    return config.TRAINING_SEED if plan.seed_drawn else plan.config.run.seed
 
 
 def _sections(settings: AuditConfig) -> dict[str, dict[str, Any]]:
@@ -170,10 +205,10 @@ def check(plan: Plan, base: Path) -> None:
     Raises:
         UsageError: A model, a task file, a version or the device is not the planned one.
     """
-    now = _in_order(make(plan.config, base), plan)
+    now = _in_order(make(plan.config, base), plan).model_copy(update={"seed_drawn": plan.seed_drawn})
     for old, new in zip(plan.models, now.models, strict=True):
         if old.digest != new.digest:
-            raise UsageError(f"{old.role}: {_changed(old, new)}; the plan froze another model: restore it, or plan anew")
+            raise UsageError(f"{old.role}: {changed(old, new)}; the plan froze another model: restore it, or plan anew")
     for before, after in zip(plan.data, now.data, strict=False):
         if before != after:
             raise UsageError(f"{before.path}: changed since the plan was made; restore it, or run `muaudit plan` again")
@@ -195,7 +230,8 @@ def _in_order(plan: Plan, like: Plan) -> Plan:
     return plan.model_copy(update={"attacks": tuple(attacks), "steps": tuple(steps)})
 
 
-def _changed(old: ModelRecord, new: ModelRecord) -> str:
+def changed(old: ModelRecord, new: ModelRecord) -> str:
+    """Which file of a model is not what it was, in words."""
     before = {file.name: file.sha256 for file in old.files}
     after = {file.name: file.sha256 for file in new.files}
     for name in sorted({**before, **after}):
@@ -213,13 +249,19 @@ def _model_records(settings: AuditConfig, base: Path) -> Iterator[ModelRecord]:
         if model.kind == "endpoint":
             yield _endpoint_record(role, model)
             continue
+        adapted = model.base if model.kind == "causal_lm" else None
         yield _record(role, model.kind, model.path, base)
-        if model.kind == "causal_lm" and model.base is not None:
-            yield _record(f"{role} base", model.kind, model.base, base)
+        if adapted is not None:
+            yield _record(f"{role} base", model.kind, adapted, base)
+        inspect(model.kind, base / model.path, None if adapted is None else base / adapted)
 
 
 def _record(role: str, kind: str, path: str, base: Path) -> ModelRecord:
-    if not (base / path).exists():
+    try:
+        there = (base / path).exists()
+    except OSError:  # a name that is too long
+        there = False
+    if not there:
         raise UsageError(f"{role}: {path}: no such file or folder; check `path` (relative to the folder of audit.toml)")
     files = manifest(base / path)
     return ModelRecord(role=role, kind=kind, path=path, digest=manifest_digest(files), files=files)

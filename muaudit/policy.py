@@ -1,5 +1,6 @@
 """Policies: margins, error rates and required attacks, as a TOML file that a compliance office can own."""
 
+import hashlib
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -11,6 +12,7 @@ from muaudit.errors import UsageError
 from muaudit.results import Frozen
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Access = Literal["text", "logits", "weights", "training"]
 
 
 class Policy(Frozen):
@@ -29,9 +31,14 @@ class Policy(Frozen):
         cluster_confidence: Quantile of the null of the largest cluster gap.
         required: Attacks that must pass for the audit to pass; those that the target's access does not allow must be
             named in `skippable`.
-        skippable: Required attacks that may be skipped when the target does not give the access that they need.
+        required_by_access: Attacks that must pass too, by the access that they need: each where the target gives it and is of
+            a kind that the attack is for. One policy can so serve language models, classifiers and image generators.
+        skippable: Required attacks that may be skipped when the audit does not give what they need. One that did not fit into
+            the budget is never passed over.
         minimum_references: Fewest references with which `pass` can be given.
         minimum_clusters: Fewest clusters with which `pass` can be given.
+        minimum_units: Fewest units that a passing finding may rest on.
+        positive_control: Whether `pass` needs the original, in which every passing attack has seen the knowledge.
         pictures: Whether the report shows what image generators drew: as it is, blurred beyond recognition (for unsafe
             content), or not at all. What is blurred or left out is nowhere in the report.
     """
@@ -47,9 +54,12 @@ class Policy(Frozen):
     noise_confidence: Fraction = 0.98
     cluster_confidence: Fraction = 0.99
     required: tuple[str, ...] = ()
+    required_by_access: dict[Access, tuple[str, ...]] = {}
     skippable: tuple[str, ...] = ()
     minimum_references: Annotated[int, Field(ge=1)] = 1
     minimum_clusters: Annotated[int, Field(ge=2)] = 10
+    minimum_units: Annotated[int, Field(ge=2)] = 2
+    positive_control: bool = False
     pictures: Literal["shown", "blurred", "left_out"] = "shown"
 
     def margin_of(self, name: str, attack: str | None = None) -> float:
@@ -76,19 +86,45 @@ def load(name: str, base: Path = Path()) -> Policy:
     Raises:
         UsageError: There is no such policy, or its file cannot be used.
     """
-    if name in shipped():
-        text = (resources.files("muaudit") / "policies" / f"{name}.toml").read_text(encoding="utf-8")
-    else:
-        try:
-            text = (base / name).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"policy {name!r}: no such policy; give the path of one or one of: {', '.join(shipped())}"
-            ) from error
     try:
-        return Policy.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"policy {name!r}: not TOML: {error}") from error
+        return Policy.model_validate(tomllib.loads(_bytes(name, base).decode("utf-8-sig")))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"policy {name!r}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise UsageError(f"policy {name!r}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"policy {name!r}: not TOML: {error}") from error
+
+
+def digest(name: str, base: Path = Path()) -> str:
+    """SHA-256 of a policy's file, byte for byte, so that its owner can check it with `sha256sum`.
+
+    Args:
+        name: A shipped policy's name, or the path of a TOML file.
+        base: The folder that a relative path starts from.
+
+    Raises:
+        UsageError: There is no such policy.
+    """
+    return hashlib.sha256(_bytes(name, base)).hexdigest()
+
+
+def text_of(name: str) -> str:
+    """A shipped policy as it is written, comments and all: what a house policy starts from.
+
+    Raises:
+        UsageError: No policy of that name ships.
+    """
+    if name not in shipped():
+        raise UsageError(f"policy {name!r}: no such policy ships; known: {', '.join(shipped())}")
+    return _bytes(name, Path()).decode("utf-8")
+
+
+def _bytes(name: str, base: Path) -> bytes:
+    if name in shipped():
+        return (resources.files("muaudit") / "policies" / f"{name}.toml").read_bytes()
+    try:
+        return (base / name).read_bytes()
+    except OSError as error:
+        raise UsageError(f"policy {name!r}: no such policy; give the path of one or one of: {', '.join(shipped())}") from error

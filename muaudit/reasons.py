@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from muaudit.results import ClaimTest, ClusterResult, Finding, Verdict
+from muaudit.policy import Policy
+from muaudit.results import ClaimTest, ClusterResult, Conduct, Finding, Verdict
 
 NAMED = 3
 """Clusters and findings that a sentence names before it counts the rest."""
@@ -119,3 +120,45 @@ def of_missing(attack: str, finding: Finding | None) -> str:
     if finding.verdict is Verdict.ERROR:
         return f"{attack} could not be measured ({finding.reason})"
     return f"{attack} is undecided ({finding.reason})"
+
+
+def of_weak_pass(finding: Finding, policy: Policy) -> list[str]:
+    """What a required attack's pass lacks of what its policy asks for; nothing where it is as good as asked."""
+    weak = []
+    for have, least, what in (
+        (finding.clusters, policy.minimum_clusters, "clusters"),
+        (finding.units, policy.minimum_units, "units"),
+    ):
+        if have < least:
+            weak.append(f"{finding.attack} rests on {have} {what}, and the policy asks for {least}")
+    if policy.positive_control and (finding.controls is None or finding.controls.positive is None):
+        weak.append(f"{finding.attack} was not tried on the original, and the policy asks for that control")
+    return weak
+
+
+def of_conduct(conduct: Sequence[Conduct], *, looked_inside: bool) -> tuple[str | None, str | None]:
+    """What the models' conduct takes away from an audit.
+
+    Args:
+        conduct: What was seen of it.
+        looked_inside: Whether an attack passes that sees weights or trains: refusals hide nothing from it.
+
+    Returns:
+        Why nothing holds at all (a model's files changed), and why the target cannot pass; None where there is no such reason.
+    """
+    changed = next((one.told for one in conduct if one.check == "files" and one.state in ("shown", "unknown")), None)
+    for one in sorted(conduct, key=lambda one: one.check, reverse=True):
+        decisive = ("shown", "unknown") if one.check == "repetition" else () if looked_inside else ("shown",)
+        if one.check != "files" and one.model.endswith("target") and one.state in decisive:
+            return changed, one.told
+    return changed, None
+
+
+def of_left_out(findings: Sequence[Finding]) -> str:
+    """What a passing audit left out because it did not fit into the budget, to be added to why it passed."""
+    left = list(dict.fromkeys(one.attack for one in findings if one.over_budget))
+    return (
+        f"; {listed(left)} did not fit into the budget, and what {'it' if len(left) == 1 else 'they'} would have found is open"
+        if left
+        else ""
+    )

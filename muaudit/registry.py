@@ -1,5 +1,6 @@
 """How attacks are found: by the entry-point group `muaudit.attacks`, so that others' packages add some without a fork."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -42,20 +43,39 @@ def _load(entry: EntryPoint) -> Registered | Broken:
     return Registered(attack, package)
 
 
+class Attacks(Mapping[str, Registered | Broken]):
+    """All registered attacks by name, sorted; each is loaded when it is first asked for, since some import much."""
+
+    def __init__(self, entries: Iterable[EntryPoint]) -> None:
+        self._entries: dict[str, list[EntryPoint]] = {}
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            self._entries.setdefault(entry.name, []).append(entry)
+        self._loaded: dict[str, Registered | Broken] = {}
+
+    def __getitem__(self, name: str) -> Registered | Broken:
+        """One attack, loaded; two packages that register one name make that name `Broken`."""
+        if name not in self._loaded:
+            first, *others = [_load(entry) for entry in self._entries[name]]
+            other = next((one for one in others if one != first), None)
+            twice = other and Broken(name, other.package, f"{first.package} and {other.package} both register {name!r}")
+            self._loaded[name] = twice or first
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
 @cache
-def registered() -> dict[str, Registered | Broken]:
+def registered() -> Mapping[str, Registered | Broken]:
     """All registered attacks by name; one that cannot be used is `Broken`, with the reason.
 
     Returns:
-        The attacks, sorted by name; looked up once a process. Two packages that register one name make that name `Broken`.
+        The attacks, sorted by name; looked up once a process.
     """
-    found: dict[str, Registered | Broken] = {}
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        loaded = _load(entry)
-        if (first := found.get(entry.name)) is not None and first != loaded:
-            loaded = Broken(entry.name, loaded.package, f"{first.package} and {loaded.package} both register {entry.name!r}")
-        found[entry.name] = loaded
-    return found
+    return Attacks(entry_points(group=GROUP))
 
 
 def find(name: str) -> Registered | Broken:

@@ -4,14 +4,17 @@ Nothing here knows how a result was made or how it is shown. Everything that `mu
 `AuditReport` alone.
 """
 
-import hashlib
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-import rfc8785
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from muaudit.errors import UsageError
+from muaudit.frozen import Frozen as Frozen
+from muaudit.journal import JournalEntry as JournalEntry
+from muaudit.ledger import Ledger as Ledger
+from muaudit.ledger import Usage as Usage
+from muaudit.sealing import Redaction as Redaction
 
 SCHEMA_VERSION = "1"
 """Version of the report's JSON schema; a change that an old reader cannot take raises it."""
@@ -25,20 +28,6 @@ class Verdict(StrEnum):
     INCONCLUSIVE = "inconclusive"
     SKIPPED = "skipped"
     ERROR = "error"
-
-
-class Frozen(BaseModel):
-    """Base of every stored record: immutable, unknown keys refused, no NaN and no infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def canonical(self) -> bytes:
-        """The record as RFC 8785 canonical JSON."""
-        return rfc8785.dumps(self.model_dump(mode="json"))
-
-    def content_digest(self) -> str:
-        """SHA-256 of the canonical JSON, in hexadecimal."""
-        return hashlib.sha256(self.canonical()).hexdigest()
 
 
 class Transcript(Frozen):
@@ -274,6 +263,7 @@ class Finding(Frozen):
             corrected by it.
         leakages: Every unit's leakage, in the order of the set.
         pictures: What models drew, of the units with the largest gaps.
+        over_budget: With `skipped`: the attack did not fit into the plan's budget, which no policy passes over.
     """
 
     attack: str
@@ -309,6 +299,33 @@ class Finding(Frozen):
     pictures: tuple[PictureRow, ...] = ()
     summaries: dict[str, dict[str, float]] = {}
     notes: tuple[str, ...] = ()
+    over_budget: bool = False
+
+
+class Conduct(Frozen):
+    """How a model behaved while it was audited, apart from what it knows. It can keep an audit from a `pass`, never give one.
+
+    Attributes:
+        check: `repetition`: the same questions again, later and in another order; `refusal`: declining forgotten questions;
+            `files`: the model's files at the end of the run.
+        model: The model's role.
+        state: `clear`: nothing was seen; `shown`: misconduct was; `unknown`: it could not be seen, which a `pass` would need;
+            `not_applicable`: there is nothing to see, as in recorded outputs.
+        told: What was seen, in one sentence.
+        asked: Questions (each several times), or files.
+        differing: Of these, those that count against the model.
+        p_value: How likely an honest model shows as much; None where no chance is involved.
+        references: The same count over all references, and how many questions they were asked.
+    """
+
+    check: Literal["repetition", "refusal", "files"]
+    model: str
+    state: Literal["clear", "shown", "unknown", "not_applicable"]
+    told: str
+    asked: Annotated[int, Field(ge=0)] = 0
+    differing: Annotated[int, Field(ge=0)] = 0
+    p_value: float | None = None
+    references: tuple[int, int] | None = None
 
 
 class AttackCard(Frozen):
@@ -368,48 +385,12 @@ class CodeRecord(Frozen):
     sha256: str
 
 
-class Usage(Frozen):
-    """What was asked of an endpoint.
+class Spent(Frozen):
+    """What an audit took so far, over all its runs: hours of scanning, questions put to models, and what endpoints cost."""
 
-    Attributes:
-        requests: Requests sent, retries included.
-        retries: Of these, requests that were sent again after a failure.
-        failures: Of these, requests that brought no usable answer.
-        answers: Of these, requests that did; each is kept.
-        reused: Answers that were taken from the store instead of being asked for.
-        prompt_tokens: As the server counts them; 0 for an answer without a count.
-        completion_tokens: The same, of what it generated.
-        unmetered: Answers that came without a count, so that tokens and cost are too low.
-        cost: Tokens times the configured prices, in their currency; None without prices.
-    """
-
-    requests: int
-    retries: int
-    failures: int
-    answers: int
-    reused: int
-    prompt_tokens: int
-    completion_tokens: int
-    unmetered: int
-    cost: float | None
-
-
-class Ledger(Frozen):
-    """What asking one endpoint took.
-
-    Attributes:
-        role: The model's role; several where they are one endpoint.
-        endpoint: Its model's name and its address.
-        run: In this run.
-        total: In all runs that shared this store, interrupted ones included.
-        served: The names and fingerprints under which the server said that it answered; more than one is a sign of change.
-    """
-
-    role: str
-    endpoint: str
-    run: Usage
-    total: Usage
-    served: tuple[str, ...] = ()
+    hours: float
+    queries: int
+    money: float | None
 
 
 class RunRecord(Frozen):
@@ -425,6 +406,7 @@ class RunRecord(Frozen):
     host: dict[str, str]
     versions: dict[str, str]
     ledgers: tuple[Ledger, ...] = ()
+    spent: Spent | None = None
 
 
 class AuditReport(Frozen):
@@ -432,7 +414,9 @@ class AuditReport(Frozen):
 
     Of a series of targets, `findings` holds every step's, the earlier ones' under names such as "memorization @ first request";
     `series` holds leakage and retention along the steps; the earlier steps' models and data carry the step's name in their
-    role.
+    role. `journal` tells what was done when, up to the conclusion; like `run`, it differs between two runs of one plan.
+    `policy_sha256` is the digest of the policy's file, byte for byte. `redaction` says what a public
+    report withholds; see `muaudit.redaction`.
     """
 
     schema_version: Literal["1"] = "1"
@@ -450,6 +434,10 @@ class AuditReport(Frozen):
     run: RunRecord
     series: tuple[Curve, ...] = ()
     code: tuple[CodeRecord, ...] = ()
+    policy_sha256: str = ""
+    conduct: tuple[Conduct, ...] = ()
+    journal: tuple[JournalEntry, ...] = ()
+    redaction: Redaction | None = None
 
     @property
     def target(self) -> ModelRecord:
@@ -471,7 +459,7 @@ class AuditReport(Frozen):
             UsageError: The bytes are not JSON, or not a report of this schema version.
         """
         try:
-            return cls.model_validate_json(data)
+            report = cls.model_validate_json(data)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the whole file"
@@ -479,3 +467,8 @@ class AuditReport(Frozen):
                 f"{name}: not a muaudit report of schema version {SCHEMA_VERSION}: {where}: {first['msg']}; "
                 "render and verify read the report.json that `muaudit scan` wrote"
             ) from error
+        if not any(model.role == "target" for model in report.models):
+            raise UsageError(
+                f"{name}: not a muaudit report: models: none is the target; give the one that `muaudit scan` wrote"
+            )
+        return report

@@ -1,38 +1,40 @@
 """Runs an audit: plan, prepare, measure, compare, report."""
 
+import hashlib
+import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar, cast
 
-import numpy as np
-
-from muaudit import compute, plan, series, store, workbench
+from muaudit import compute, isolation, plan, series, store
 from muaudit import registry as attacks
-from muaudit.attack import Attack, Lineup, Measurement, Prepared
+from muaudit.attack import Lineup, Measurement
+from muaudit.budgets import Account, Allowance
+from muaudit.caveats import caveats
 from muaudit.compare import compare, conclude, unmeasured
-from muaudit.config import AuditConfig, ExamplesTask, ImagesTask
-from muaudit.errors import EnvironmentFault, MuauditError, NotApplicable, ServerFault
-from muaudit.examples import LabelledTask
-from muaudit.image_task import ImageTask
-from muaudit.manifest import content_digest, manifest, manifest_digest
+from muaudit.config import AuditConfig
+from muaudit.errors import StorageFault
+from muaudit.journal import NAME, Journal, findings_digest
+from muaudit.manifest import manifest, manifest_digest
+from muaudit.measuring import Job, Outcome, digests_of, lost_before, measure, path_of, stored, told
 from muaudit.model_config import WEIGHTLESS, ModelConfig
-from muaudit.models import Model
 from muaudit.models.meter import Books
-from muaudit.opening import open_model
 from muaudit.plan import Plan, PlannedAttack
-from muaudit.results import AttackCard, AuditReport, DataRecord, Finding, ModelRecord, RunRecord, Verdict
+from muaudit.preparing import Ready, Unready, look_apart, prepare, prepare_apart, spare_of
+from muaudit.probing import Probe
+from muaudit.results import AttackCard, AuditReport, Conduct, DataRecord, Finding, ModelRecord, RunRecord, Verdict
 from muaudit.store import Store
+from muaudit.workbench import Progress as Progress
 from muaudit.workbench import Workbench
 
 Recorded = TypeVar("Recorded", ModelRecord, DataRecord)
 
-Progress = Callable[[int, int, str], None]
-"""Called with steps done, steps in all, and what was just done."""
+DERIVED = ("report.html", "audit.intoto.json", "target.manifest.json")
+"""What is made of report.json and lies beside it."""
 
 LIMITS = (
     "A pass means that none of these attacks could tell the target from models that never saw the forget set, within the "
@@ -41,46 +43,13 @@ LIMITS = (
 )
 
 
-@dataclass(frozen=True)
-class Job:
-    """One attack on one model.
-
-    Attributes:
-        entry: The attack.
-        prepared: Its prepared state.
-        prepared_digest: Digest of that state, which every model's key shares.
-        role: The model's role; the attack never learns it.
-        config: The model.
-        digests: Digests of its folder and of its base's, if it is an adapter.
-    """
-
-    entry: PlannedAttack
-    prepared: Prepared
-    prepared_digest: str
-    role: str
-    config: ModelConfig
-    digests: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one attack on one model: nothing but where it is stored, or why it is not."""
-
-    name: str
-    role: str
-    key: str
-    error: str | None
-    computed: bool
-    model_seconds: float
-    skipped: bool = False
-
-
-def audit(source: str | Path | AuditConfig | Plan, *, progress: Progress | None = None) -> AuditReport:
+def audit(source: str | Path | AuditConfig | Plan, *, progress: Progress | None = None, apart: bool = False) -> AuditReport:
     """Runs a whole audit, or what is left of an interrupted one, and writes plan.json and report.json.
 
     Args:
         source: The path of audit.toml or plan.json, a configuration, or a plan.
         progress: Told of every step.
+        apart: Whether attacks run in a process of their own; see `run`.
 
     Returns:
         The report.
@@ -90,51 +59,91 @@ def audit(source: str | Path | AuditConfig | Plan, *, progress: Progress | None 
         EnvironmentFault: Something that the audit needs is not installed or not here.
     """
     frozen, base = plan.resolve(source)
-    return run(frozen, base, progress=progress)
+    return run(frozen, base, progress=progress, apart=apart)
 
 
-def run(frozen: Plan, base: Path, *, progress: Progress | None = None) -> AuditReport:
+def run(frozen: Plan, base: Path, *, progress: Progress | None = None, apart: bool = False) -> AuditReport:
     """Runs exactly what a plan says.
 
     Args:
         frozen: The plan, as `muaudit.plan.resolve` gives it.
         base: The folder that its paths start from.
         progress: Told of every step.
+        apart: Whether attacks run in a process of their own, as `muaudit scan` has it: one that crashes is an error in the
+            report and ends nothing else. A plan with a time or memory limit has it too. Attacks and models that exist in
+            this process alone, such as those of a notebook, need it to be False.
 
     Returns:
         The report.
+
+    Raises:
+        EnvironmentFault: Another scan is at work in the output folder, or nothing can be stored any more.
+        VerificationError: The journal in the output folder was changed.
     """
-    started, clock = datetime.now(UTC), time.perf_counter()
+    out = plan.out_folder(frozen.config, base)
+    with store.claimed(out):
+        journal = Journal(out / NAME)
+        try:
+            apart = apart or frozen.config.run.timeout is not None or frozen.config.run.memory_limit is not None
+            return _audited(frozen, base, progress or (lambda done, total, what: None), journal, apart)
+        except BaseException as error:
+            with suppress(StorageFault):
+                journal.add("stopped", error=type(error).__name__)
+            raise
+        finally:
+            isolation.close()
+
+
+def _audited(frozen: Plan, base: Path, progress: Progress, journal: Journal, apart: bool) -> AuditReport:
+    started, clock, digest = datetime.now(UTC), time.perf_counter(), frozen.content_digest()
+    journal.add("resumed" if journal.resumed else "started", tool=frozen.tool, plan=digest, process=os.getpid(), apart=apart)
     plan.write(frozen, base)
     steps = {**{step.name: step.plan for step in frozen.steps}, series.LAST: frozen}
-    works = {name: _Run(planned, base, progress or (lambda done, total, what: None)) for name, planned in steps.items()}
+    account = Account(frozen, base)
+    works = {name: _Run(planned, base, progress, journal, name, apart, account) for name, planned in steps.items()}
     models = _models(steps)
     books = Books(models.items(), plan.store_folder(frozen.config, base))
-    torch_used = any(model.kind not in WEIGHTLESS for model in models.values())
+    torch_used = not apart and any(model.kind not in WEIGHTLESS for model in models.values())
     with compute.settled(frozen.config.run.threads, torch_used=torch_used):
         found = {name: work.findings() for name, work in works.items()}
     names = [step.name for step in frozen.steps]
     findings = [*found[series.LAST], *(one for name in names for one in series.labelled(found[name], name))]
     rule = series.policy_for(frozen.policy, names)
-    concluded = conclude(findings, rule, references=min(len(step.config.references) for step in steps.values()))
+    conduct = _conduct(works)
+    fewest, inside = min(len(step.config.references) for step in steps.values()), _inside(frozen)
+    concluded = conclude(findings, rule, references=fewest, conduct=conduct, inside=inside)
+    verdict, bound = str(concluded.verdict), findings_digest(concluded.findings)
+    journal.add("concluded", tool=frozen.tool, plan=digest, verdict=verdict, findings=bound)
     report = AuditReport(
         tool=frozen.tool,
         verdict=concluded.verdict,
         reason=concluded.reason,
-        plan_sha256=frozen.content_digest(),
+        plan_sha256=digest,
         plan=frozen.model_dump(mode="json"),
         policy=frozen.policy.model_dump(mode="json"),
         attacks=tuple(_card(entry) for entry in frozen.attacks),
         findings=concluded.findings,
         models=(*frozen.models, *(_of_step(one, step.name) for step in frozen.steps for one in step.plan.models)),
         data=(*frozen.data, *(_of_step(one, step.name) for step in frozen.steps for one in step.plan.data)),
-        limits=(*LIMITS, *_limits(frozen)),
-        run=_record(frozen, list(works.values()), started, time.perf_counter() - clock, books),
+        limits=(*LIMITS, *limits(frozen), *caveats(frozen, conduct, findings)),
+        run=_record(frozen, list(works.values()), started, time.perf_counter() - clock, books, account),
         series=series.curves(found),
         code=frozen.code,
+        policy_sha256=frozen.policy_sha256,
+        conduct=conduct,
+        journal=tuple(journal.entries),
     )
-    store.write_atomically(plan.out_folder(frozen.config, base) / "report.json", report.canonical())
+    _write(report, plan.out_folder(frozen.config, base), journal)
     return report
+
+
+def _write(report: AuditReport, out: Path, journal: Journal) -> None:
+    """Writes report.json; what was made of an older one goes first, so that nothing beside a report ever tells of another."""
+    for name in DERIVED:
+        (out / name).unlink(missing_ok=True)
+    data = report.canonical()
+    store.write_atomically(out / "report.json", data)
+    journal.add("written", report=hashlib.sha256(data).hexdigest())
 
 
 def _of_step(record: Recorded, step: str) -> Recorded:
@@ -151,7 +160,9 @@ def _models(steps: dict[str, Plan]) -> dict[str, ModelConfig]:
     }
 
 
-def _record(frozen: Plan, works: "Sequence[_Run]", started: datetime, seconds: float, books: Books) -> RunRecord:
+def _record(
+    frozen: Plan, works: "Sequence[_Run]", started: datetime, seconds: float, books: Books, account: Account
+) -> RunRecord:
     """What may differ between two runs of one plan, over all steps of a series."""
     reused = sum(work.reused for work in works)
     return RunRecord(
@@ -165,120 +176,164 @@ def _record(frozen: Plan, works: "Sequence[_Run]", started: datetime, seconds: f
         host={"system": platform.platform(), "processor": platform.machine(), "python": platform.python_version()},
         versions=frozen.versions,
         ledgers=books.closed(),
+        spent=account.spent() if account.limited else None,
     )
+
+
+def _conduct(works: "Mapping[str, _Run]") -> tuple[Conduct, ...]:
+    """How the models behaved, of every step of a series."""
+    seen = {name: work.probe.seen() for name, work in reversed([*works.items()])}
+    return tuple(
+        one if name == series.LAST else one.model_copy(update={"model": f"{name}: {one.model}"})
+        for name, every in seen.items()
+        for one in every
+    )
+
+
+def _inside(frozen: Plan) -> set[str]:
+    """Names of the attacks that see weights or train, in every step of a series."""
+    names = {entry.name for entry in frozen.attacks if _card(entry).access in ("weights", "training")}
+    return names | {f"{name} @ {step.name}" for name in names for step in frozen.steps}
 
 
 class _Run:
     """One audit on its way from plan to findings."""
 
-    def __init__(self, frozen: Plan, base: Path, progress: Progress) -> None:
-        self.plan, self.base, self.progress = frozen, base, progress
+    def __init__(
+        self, frozen: Plan, base: Path, progress: Progress, journal: Journal, step: str, apart: bool, account: Account
+    ) -> None:
+        self.account = account
+        self.plan, self.base, self.progress, self.journal, self.step, self.apart = frozen, base, progress, journal, step, apart
         self.store = Store(plan.store_folder(frozen.config, base))
         self.store.sweep()
         self.models = dict(frozen.config.models())
         self.bench = Workbench(frozen, base, progress)
+        self.probe = Probe(frozen, base, apart=apart, note=self._note, account=account)
         self.computed = self.reused = 0
         self.model_seconds = 0.0
 
     def findings(self) -> list[Finding]:
         """Prepares, measures and compares every planned attack; what cannot be done becomes a row that says so."""
-        _ = self.bench.capabilities  # a folder that holds no model ends the audit, before any attack is at fault
-        ready: dict[str, tuple[PlannedAttack, Prepared, Lineup | None]] = {}
+        self._look()
+        self.probe.early()
         rows: dict[str, list[Finding]] = {}
-        for entry in self.plan.attacks:
-            try:
-                prepared = self._prepare(entry)
-                ready[entry.name] = entry, prepared, self._lineup(entry, prepared)
-            except ServerFault:
-                raise
-            except NotApplicable as skip:
-                rows[entry.name] = [unmeasured(entry.name, Verdict.SKIPPED, str(skip))]
-            except Exception as error:  # noqa: BLE001 - one attack's fault must not lose the others
-                rows[entry.name] = [unmeasured(entry.name, Verdict.ERROR, _told(error))]
-        outcomes = self._measure([job for known in ready.values() for job in self._jobs(*known)])
-        for name, (entry, _, lineup) in ready.items():
-            found = {outcome.role: outcome for outcome in outcomes if outcome.name == name}
-            rows[name] = self._compare(entry, found, lineup)
+        for batch in self.account.batches(self.plan.attacks):
+            rows |= self._rows(batch)
+        self.probe.late()
         return [finding for entry in self.plan.attacks for finding in rows[entry.name]]
 
-    def _prepare(self, entry: PlannedAttack) -> Prepared:
-        attack, spare = _attack(entry), self._spare(entry)
-        if not _has_lineup(attack):
-            self._refuse_unfit(attack, self.models)
-        key = self._key(
-            entry, what="prepared", calibration=_digests(self.plan, spare),
-            files=[content_digest(self.base / path) for path in attack.files()],
-        )  # fmt: skip
-        if (stored := self.store.get(key, Prepared)) is not None:
-            return stored
-        self.store.put(key, attack.prepare(self.bench.of(entry.name, "prepare", spare)))
-        return cast("Prepared", self.store.get(key, Prepared))  # as every later run will read it
-
-    def _lineup(self, entry: PlannedAttack, prepared: Prepared) -> Lineup | None:
-        """The models that an attack on a procedure is measured on; None for the audit's own."""
-        attack = _attack(entry)
-        if not _has_lineup(attack):
-            return None
-        key = self._key(entry, what="lineup", prepared=prepared.content_digest())
-        stored = self.store.get(key, Lineup)
-        if stored is None or not all((self.base / _path(model)).exists() for _, model in stored.models()):
-            made = attack.lineup(self.bench.of(entry.name, "lineup", None), prepared)
-            if made is None:
-                self._refuse_unfit(attack, self.models)
-                return None
-            self.store.put(key, made)
-            stored = cast("Lineup", self.store.get(key, Lineup))
-        self._refuse_unfit(attack, dict(stored.models()))
-        return stored
-
-    def _key(self, entry: PlannedAttack, **parts: object) -> str:
-        """A key over all that what is prepared for an attack can depend on."""
-        trained = self.plan.config.model_dump(mode="json", include={"recipe", "procedure", "shadows"})
-        return store.key_of(
-            attack=entry.model_dump(mode="json"), task=self.plan.task_digest, seed=self.plan.config.run.seed,
-            original=next((record.digest for record in self.plan.models if record.role == "original"), None),
-            capabilities=sorted(self.bench.capabilities), tool=self.plan.tool, versions=self.plan.versions,
-            trained=trained, code=[one.sha256 for one in self.plan.code], shadows=self.plan.shadows, **parts,
-        )  # fmt: skip
-
-    def _refuse_unfit(self, attack: Attack, models: Mapping[str, ModelConfig]) -> None:
-        for role, model in models.items():
-            if role != "original" and (missing := attack.missing(self.bench.family(model))):
-                raise NotApplicable(
-                    f"the {role} is of kind {model.kind!r}, which lacks what this attack needs: {', '.join(missing)}"
-                )
-
-    def _jobs(self, entry: PlannedAttack, prepared: Prepared, lineup: Lineup | None) -> Iterator[Job]:
-        digest, attack = prepared.content_digest(), _attack(entry)
-        for role, model in self.models.items() if lineup is None else lineup.models():
-            if attack.missing(self.bench.family(model)) or (lineup is None and role == self._spare(entry)):
+    def _rows(self, batch: Sequence[PlannedAttack]) -> dict[str, list[Finding]]:
+        """The findings of some attacks; under a budget, of one."""
+        ready: dict[str, Ready] = {}
+        rows: dict[str, list[Finding]] = {}
+        left = self.account.left()
+        for entry in batch:
+            if (over := self.account.refusal(self._named(entry.name))) is not None:
+                rows[entry.name] = [unmeasured(entry.name, Verdict.SKIPPED, over).model_copy(update={"over_budget": True})]
+                self._unable(entry.name, None, over)
                 continue
-            digests = _digests(self.plan, role) if lineup is None else [manifest_digest(manifest(self.base / _path(model)))]
-            yield Job(entry, prepared, digest, role, model, tuple(digests))
+            state = self._prepare(entry)
+            if isinstance(state, Ready):
+                ready[entry.name] = state
+            else:
+                verdict = Verdict.SKIPPED if state.fault is None else Verdict.ERROR
+                rows[entry.name] = [unmeasured(entry.name, verdict, state.reason)]
+        outcomes = self._measure([job for state in ready.values() for job in self._jobs(state)])
+        for name, state in ready.items():
+            found = {outcome.role: outcome for outcome in outcomes if outcome.name == name}
+            rows[name] = self._compare(state.entry, found, state.lineup)
+            self._note("compared", attack=name, verdicts=[str(one.verdict) for one in rows[name]])
+            if rows[name][0].over_budget:
+                self.account.refuse(self._named(name), rows[name][0].reason, left)
+            else:
+                self.account.finish(self._named(name))
+        self.account.took(0)
+        return rows
+
+    def _named(self, attack: str) -> str:
+        """An attack's name in the whole audit."""
+        return attack if self.step == series.LAST else f"{attack} @ {self.step}"
+
+    def _look(self) -> None:
+        """A folder that holds no model ends the audit, before any attack is at fault."""
+        if self.apart:
+            look_apart(self.plan, self.base, self.progress)
+        else:
+            _ = self.bench.capabilities
+
+    def _prepare(self, entry: PlannedAttack) -> Ready | Unready:
+        apart = self.apart
+        state = prepare_apart(self.plan, self.base, entry, self.progress) if apart else prepare(self.bench, entry)
+        if isinstance(state, Ready):
+            digest = state.prepared.content_digest()
+            self._note("prepared", attack=entry.name, key=state.key, prepared=digest, reused=not state.computed)
+        else:
+            self._unable(entry.name, state.fault, state.reason)
+        return state
+
+    def _note(self, event: str, **details: object) -> None:
+        """Writes into the journal what was done in this step of the series."""
+        self.journal.add(event, **details, **({} if self.step == series.LAST else {"step": self.step}))
+
+    def _unable(self, attack: str, fault: str | None, reason: str, **details: object) -> None:
+        # The reason may hold texts of the forget set: the finding has it, the journal what identifies it.
+        reason = hashlib.sha256(reason.encode()).hexdigest()
+        if fault is None:
+            self._note("skipped", attack=attack, **details, reason_sha256=reason)
+        else:
+            self._note("failed", attack=attack, **details, fault=fault, reason_sha256=reason)
+
+    def _jobs(self, state: Ready) -> Iterator[Job]:
+        digest, lineup = state.prepared.content_digest(), state.lineup
+        for role, model in self.models.items() if lineup is None else lineup.models():
+            if role not in state.fits:
+                continue
+            digests = digests_of(self.plan, role) if lineup is None else [manifest_digest(manifest(self.base / path_of(model)))]
+            yield Job(state.entry, state.prepared, digest, role, model, tuple(digests))
 
     def _measure(self, jobs: list[Job]) -> list[Outcome]:
         # The attacks on one model follow each other, so that it is opened once.
         roles = [*self.models]
         jobs = sorted(jobs, key=lambda job: roles.index(job.role) if job.config == self.models.get(job.role) else len(roles))
         run = self.plan.config.run
-        outcomes = []
+        outcomes: list[Outcome] = []
         # Workers of a cluster were started in a folder of their own.
         base = self.base if run.workers == 1 else self.base.resolve()
-        work = [(self.plan, base, job) for job in jobs]
-        for outcome in compute.spread(measure, work, workers=run.workers, backend=run.backend, address=run.address):
+        shares = self._shares(jobs)
+        work = (
+            (self.plan, base, job, self.apart, lost_before(job, outcomes), self.account.timed(share))
+            for job, share in zip(jobs, shares, strict=True)
+        )
+        spread = compute.spread(measure, work, workers=run.workers, backend=run.backend, address=run.address)
+        for job, outcome in zip(jobs, spread, strict=True):
             outcomes.append(outcome)
+            self._measured(job, outcome)
+            self.account.took(outcome.queries)
             self.computed += outcome.computed
             self.reused += not outcome.computed and outcome.error is None
             self.model_seconds += outcome.model_seconds
             self.progress(len(outcomes), len(jobs), f"{outcome.name}: {outcome.role}")
         return outcomes
 
-    def _spare(self, entry: PlannedAttack) -> str | None:
-        """The reference that is set aside for an attack that calibrates: the last of two or more."""
-        references = [role for role in self.models if role.startswith("reference")]
-        return references[-1] if _attack(entry).calibrates and len(references) > 1 else None
+    def _shares(self, jobs: Sequence[Job]) -> list[Allowance | None]:
+        """What each job may take of the budget; what is stored already takes nothing."""
+        if not self.account.limited:
+            return [None] * len(jobs)
+        new = [job for job in jobs if not stored(self.plan, self.base, job)]
+        shares = dict(zip(map(id, new), self.account.share([job.config for job in new]), strict=True))
+        return [shares.get(id(job)) for job in jobs]
+
+    def _measured(self, job: Job, outcome: Outcome) -> None:
+        where = {"role": outcome.role, "model": list(job.digests)}
+        if outcome.error is not None:
+            self._unable(outcome.name, None if outcome.skipped else outcome.fault or "raised", outcome.error, **where)
+        else:
+            reused = not outcome.computed
+            self._note("measured", attack=outcome.name, **where, key=outcome.key, record=outcome.record, reused=reused)
 
     def _compare(self, entry: PlannedAttack, outcomes: dict[str, Outcome], lineup: Lineup | None) -> list[Finding]:
+        if late := [one.error or "" for one in outcomes.values() if one.over_budget]:
+            return [unmeasured(entry.name, Verdict.SKIPPED, late[0]).model_copy(update={"over_budget": True})]
         if skipped := [f"the {one.role}: {one.error}" for one in outcomes.values() if one.skipped and one.role != "original"]:
             return [unmeasured(entry.name, Verdict.SKIPPED, skipped[0])]
         # An original that this attack is not for leaves the finding without its positive control.
@@ -297,115 +352,11 @@ class _Run:
                 seed=compute.seed_of(self.plan.config.run.seed, entry.name, "compare"),
             )
             notes = (*(f"the {one.role} was not measured: {one.error}" for one in unfit), *(lineup.notes if lineup else ()))
-            if lineup is None and (spare := self._spare(entry)) is not None:
+            if lineup is None and (spare := spare_of(self.plan, entry)) is not None:
                 notes = (*notes, f"{spare} calibrates this attack and is not compared")
             return [finding.model_copy(update={"notes": (*finding.notes, *notes)}) for finding in findings]
         except Exception as error:  # noqa: BLE001 - one attack's fault must not lose the others
-            return [unmeasured(entry.name, Verdict.ERROR, _told(error))]
-
-
-def measure(frozen: Plan, base: Path, job: Job) -> Outcome:
-    """Measures one attack on one model, unless it is stored already.
-
-    Args:
-        frozen: The plan.
-        base: The folder that its paths start from.
-        job: What to measure on which model.
-
-    Returns:
-        Where the measurement is stored, or why there is none.
-
-    Raises:
-        ModelError: The model cannot be opened.
-        EnvironmentFault: There is not enough memory.
-        ServerFault: The endpoint fails for good; every other measurement of it would too.
-    """
-    run, config, entry, prepared, role = frozen.config.run, job.config, job.entry, job.prepared, job.role
-    kept = Store(plan.store_folder(frozen.config, base))
-    original = dict(frozen.config.models()).get("original") if _attack(entry).reads_original else None
-    task = frozen.config.task
-    key = store.key_of(
-        what="measurement", attack=entry.attack, version=entry.version, parameters=entry.parameters, model=job.digests,
-        options={} if config.kind == "endpoint" else config.model_dump(mode="json", exclude={"path", "base"}),
-        prepared=job.prepared_digest, task=frozen.task_digest if isinstance(task, ExamplesTask | ImagesTask) else None,
-        drawn=workbench.targets(frozen, base)[0] if isinstance(task, ImagesTask) else None,
-        code=[one.sha256 for one in frozen.code],
-        seed=run.seed, device=run.device, threads=run.threads, tool=frozen.tool, versions=frozen.versions,
-        original=None if original is None else [_digests(frozen, "original"), original.model_dump(mode="json")],
-    )  # fmt: skip
-    if kept.get(key, Measurement) is not None:
-        return Outcome(entry.name, role, key, None, computed=False, model_seconds=0.0)
-    # Without every model there is no audit, so a fault here ends it.
-    model = _opened(config, base, run.device, kept.folder, job.digests, frozen.config.task.kind == "regression")
-    before = model.model_seconds
-    try:
-        rng = np.random.default_rng(compute.seed_of(run.seed, entry.attack, "measure"))
-        with compute.settled(run.threads, torch_used=config.kind not in WEIGHTLESS):
-            prepared = prepared.with_folder(base)
-            if isinstance(task, ExamplesTask | ImagesTask):
-                prepared = prepared.with_task(_task(frozen, base))
-            if original is not None:
-                where = (original, base, run.device, kept.folder, tuple(_digests(frozen, "original")))
-                prepared = prepared.with_original(lambda: _beside(*where))
-            kept.put(key, _attack(entry).measure(model, prepared, rng))
-    except ServerFault:
-        raise
-    except NotApplicable as skip:
-        return Outcome(entry.name, role, key, str(skip), computed=False, model_seconds=0.0, skipped=True)
-    except Exception as error:
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch has one of its own
-            raise EnvironmentFault(
-                f"{entry.name} on the {role}: out of memory; lower the model's batch_size, choose a smaller dtype, or use "
-                "device_map; what was measured is kept"
-            ) from error
-        told = _told(error).replace(f"{base}/", "")  # a report names paths as the plan does
-        return Outcome(entry.name, role, key, told, computed=False, model_seconds=0.0)
-    return Outcome(entry.name, role, key, None, computed=True, model_seconds=model.model_seconds - before)
-
-
-def _digests(frozen: Plan, role: str | None) -> list[str]:
-    """The digests of a model's folder and of its base's, if it is an adapter."""
-    return [record.digest for record in frozen.models if role is not None and record.role in (role, f"{role} base")]
-
-
-def _path(config: ModelConfig) -> str:
-    assert config.kind != "endpoint"  # noqa: S101 - no procedure makes an endpoint
-    return config.path
-
-
-def _has_lineup(attack: Attack) -> bool:
-    return type(attack).lineup is not Attack.lineup
-
-
-@lru_cache(maxsize=1)
-def _opened(config: ModelConfig, base: Path, device: str, kept: Path, digests: tuple[str, ...], numbers: bool) -> Model:
-    """The last opened model is kept, since the attacks on one model follow each other; never two, for memory."""
-    return open_model(config, base, device, kept, numbers=numbers)
-
-
-def _task(frozen: Plan, base: Path) -> LabelledTask | ImageTask:
-    """The task that goes to `measure` as it is; the last one is kept, read once a process."""
-    where = frozen.task_digest, base, workbench.targets(frozen, base)[0]
-    if where not in _TASKS:
-        _TASKS.clear()
-        _TASKS[where] = cast("LabelledTask | ImageTask", workbench.opened_task(frozen, base))
-    return _TASKS[where]
-
-
-_TASKS: dict[tuple[str, Path, str], LabelledTask | ImageTask] = {}
-
-
-@lru_cache(maxsize=1)
-def _beside(config: ModelConfig, base: Path, device: str, kept: Path, digests: tuple[str, ...]) -> Model:
-    """The original, kept beside the model under attack while attacks read the one in the other."""
-    return open_model(config, base, device, kept)
-
-
-def _attack(entry: PlannedAttack) -> Attack:
-    found = attacks.find(entry.attack)
-    if entry.broken or isinstance(found, attacks.Broken):
-        raise MuauditError(entry.broken or cast("attacks.Broken", found).reason)
-    return found.attack.model_validate(entry.parameters)
+            return [unmeasured(entry.name, Verdict.ERROR, told(error))]
 
 
 def _card(entry: PlannedAttack) -> AttackCard:
@@ -418,14 +369,8 @@ def _card(entry: PlannedAttack) -> AttackCard:
     return found.attack.model_validate(entry.parameters).card(entry.name, found.package)
 
 
-def _told(error: Exception) -> str:
-    """One line: our own errors speak for themselves, foreign ones need their type."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, MuauditError) else f"{type(error).__name__}: {text}"
-
-
-def _limits(frozen: Plan) -> Iterator[str]:
-    """What this audit's own make-up leaves open."""
+def limits(frozen: Plan) -> Iterator[str]:
+    """What an audit's own make-up leaves open: one sentence for each thing that a reader must know."""
     if frozen.config.target.kind != "endpoint":
         yield (
             "The report is about the audited files, identified by their digests, and about nothing that the vendor runs "

@@ -25,10 +25,11 @@ path = {target}
 [policy]
 name = {policy:<26} # a shipped policy, or the path of your own
 # margins = {{ {margin} = 0.05 }}
+# partial = true                  # run it even where it cannot pass: too little data, or a required attack left out
 
 {attacks}
 [run]
-seed = "2026"
+{seed}
 device = "auto"
 threads = 1                       # fixed, because sums differ in their last bits with the number of threads
 workers = {workers}                       # measurements at a time
@@ -135,6 +136,9 @@ kind = "{kind}"
 path = "models/retrained-1"
 """
 
+_NO_SEED = """\
+# seed = "2026"                   # fixes what is drawn; without it, `muaudit plan` draws a seed that nobody can foresee"""
+
 _NO_KEY = """
 # [signing]                       # made by: muaudit keygen auditor
 # key = "auditor.key"
@@ -197,7 +201,7 @@ def write(
     out: Path, *, target: Path, forget: Path, retain: Path | None, holdout: Path | None, original: Path | None,
     references: Sequence[Path], key: Path | None, results: str = "audit", store: str | None = None, workers: int = 1,
     preset: str | None = None, kind: Literal["causal_lm", "classifier", "diffusion"] = "causal_lm",
-    evaluators: Sequence[Path] = (),
+    evaluators: Sequence[Path] = (), seed: str | None = None,
 ) -> Path:  # fmt: skip
     """Writes a commented audit.toml.
 
@@ -216,6 +220,7 @@ def write(
         preset: A named set of attacks; a few by default.
         kind: What the models are.
         evaluators: Classifiers that say whether a concept is in an image.
+        seed: A fixed seed; drawn when the plan is made by default.
 
     Returns:
         The file.
@@ -246,6 +251,7 @@ def write(
         target=told(target),
         original=f'[original]\nkind = "{kind}"\npath = {told(original)}\n' if original else _NO_ORIGINAL.format(kind=kind),
         references="".join(models) or _NO_REFERENCE.format(kind=kind),
+        seed=f"seed = {json.dumps(seed)}" if seed else _NO_SEED,
         results=json.dumps(results),
         store=f"store = {json.dumps(store)}\n" if store else "",
         workers=workers,

@@ -212,7 +212,7 @@ def _facts(data: bytes, name: str, role: str, seen: dict[str, str]) -> Iterator[
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
-    if twice := next((key for key in keys if keys.count(key) > 1), None):
+    if (twice := next((key for key in keys if keys.count(key) > 1), None)) is not None:
         raise ValueError(f"key {twice!r} stands twice")
     return dict(pairs)
 

@@ -4,6 +4,8 @@ Nothing heavy is imported here, so that collecting the tests of a project stays 
 """
 
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -41,22 +43,77 @@ _NEXT = {
 }
 
 
+@dataclass(frozen=True)
+class Judged:
+    """The part of an audit that one test judges; the fixture `muaudit_finding` is one.
+
+    Attributes:
+        report: The audit's report.
+        attack: The attack whose findings are judged, by its name in the plan; None for the audit's verdict under its policy.
+    """
+
+    report: "AuditReport"
+    attack: str | None = None
+
+    @property
+    def findings(self) -> tuple["Finding", ...]:
+        """The findings that are judged: on the forget set, on the retain set where there is one, and on a claim."""
+        return tuple(one for one in self.report.findings if self.attack in (None, one.attack))
+
+
+@dataclass(frozen=True)
+class Marked:
+    """What `@pytest.mark.muaudit(...)` says of the running test; it holds for the marker's own audit and no other.
+
+    Attributes:
+        attacks: Judge these attacks alone.
+        allow_inconclusive: Accept too little evidence.
+        reports: The report of the marker's audit, once it is there.
+    """
+
+    attacks: tuple[str, ...] | None = None
+    allow_inconclusive: bool = False
+    reports: list["AuditReport"] = field(default_factory=list)
+
+
+marked: ContextVar[Marked | None] = ContextVar("muaudit_marked", default=None)
+"""The running test's marker. The pytest plug-in sets it; without the plug-in there is none."""
+
+
 def assert_unlearned(
-    report: "AuditReport", *, attacks: Sequence[str] | None = None, allow_inconclusive: bool = False, units: int = 3
+    report: "AuditReport | Judged",
+    *,
+    attacks: Sequence[str] | None = None,
+    allow_inconclusive: bool | None = None,
+    units: int = 3,
 ) -> None:
     """Asserts that an audit found no residue of the forget set.
 
+    Where the running test is marked with `@pytest.mark.muaudit`, the marker's `attacks` and `allow_inconclusive` hold for the
+    marker's own audit, unless they are given here.
+
     Args:
-        report: The audit's report.
+        report: The audit's report, or the part of it that the fixture `muaudit_finding` gives.
         attacks: Judge these attacks alone, each by its own findings; by default the audit's verdict under its policy.
         allow_inconclusive: Accept too little evidence too. An attack that failed, was skipped or broke is never accepted.
         units: How many of the worst units a message shows for each failed attack.
 
     Raises:
         AssertionError: The audit does not show it; the message says what was found and what to do.
-        UsageError: `attacks` is empty or names an attack that the audit did not plan.
+        UsageError: `attacks` is empty, or names an attack that the audit did not plan.
     """
     __tracebackhide__ = True
+    part = report if isinstance(report, Judged) else Judged(report)
+    if part is report and attacks is not None:
+        raise UsageError(f"attacks={attacks!r}: a finding is of one attack already; leave it out, or give the whole report")
+    said = _marked(part.report)
+    if part.attack is not None:
+        attacks = (part.attack,)
+    elif part is not report and attacks is None:
+        attacks = said.attacks
+    if allow_inconclusive is None:
+        allow_inconclusive = said.allow_inconclusive
+    report = part.report
     accepted = {"pass", "inconclusive"} if allow_inconclusive else {"pass"}
     findings = _chosen(report, attacks)
     if attacks is None:
@@ -86,6 +143,12 @@ def shown(text: str, limit: int = _SHOWN) -> str:
     return quoted if len(text) <= limit else f"{quoted}... ({len(text)} characters)"
 
 
+def _marked(report: "AuditReport") -> Marked:
+    """What the running test's marker says of a report; nothing where the report is another audit's."""
+    said = marked.get()
+    return said if said is not None and any(report is one for one in said.reports) else Marked()
+
+
 def _chosen(report: "AuditReport", attacks: Sequence[str] | None) -> list["Finding"]:
     if attacks is None:
         return list(report.findings)
@@ -102,10 +165,10 @@ def _chosen(report: "AuditReport", attacks: Sequence[str] | None) -> list["Findi
 
 def _message(report: "AuditReport", findings: Sequence["Finding"], *, judged: bool, units: int) -> Iterator[str]:
     word = report.verdict if report.verdict == "inconclusive" else report.verdict.upper()
-    yield f"the audit's verdict is {word}: {_plain(report.reason)}" + ("; judged here by the attacks named" if judged else "")
+    yield f"the audit's verdict is {word}: {plain(report.reason)}" + ("; judged here by the attacks named" if judged else "")
     yield (
-        f"  target {_plain(report.target.path)} (sha256 {report.target.digest[:12]})   plan {report.plan_sha256[:12]}   "
-        f"policy {_plain(str(report.policy.get('name', '?')))}"
+        f"  target {plain(report.target.path)} (sha256 {report.target.digest[:12]})   plan {report.plan_sha256[:12]}   "
+        f"policy {plain(str(report.policy.get('name', '?')))}"
     )
     yield ""
     for finding in findings:
@@ -118,7 +181,7 @@ def _message(report: "AuditReport", findings: Sequence["Finding"], *, judged: bo
     if all(finding.verdict in ("pass", "skipped") for finding in findings):
         yield "  no attack that ran found anything, but the policy asks for more: give the audit what the first line names"
     out = report.plan.get("config", {}).get("run", {}).get("out", "audit")
-    yield f"  read all that was found: `muaudit render {_plain(str(out))}/report.json` in the folder of audit.toml"
+    yield f"  read all that was found: `muaudit render {plain(str(out))}/report.json` in the folder of audit.toml"
 
 
 def _finding(finding: "Finding", units: int) -> Iterator[str]:
@@ -128,7 +191,7 @@ def _finding(finding: "Finding", units: int) -> Iterator[str]:
     yield f"  {name_of(finding):<26} {verdict:<13}{_numbers(finding)}".rstrip()
     if finding.verdict == "pass":
         return
-    yield f"    {_plain(finding.reason)}"
+    yield f"    {plain(finding.reason)}"
     clusters = finding.worst_clusters.clusters if finding.worst_clusters is not None else ()
     flagged = [cluster for cluster in clusters if cluster.flagged]
     for cluster in flagged[:_CLUSTERS]:
@@ -171,8 +234,15 @@ def _advice(finding: "Finding") -> str:
     return template.format(attack=finding.attack, more=more)
 
 
-def _plain(text: str) -> str:
-    """Our own sentences may quote a file name or a cluster, which are the vendor's words."""
+def plain(text: str) -> str:
+    """A sentence of ours on one line; it may quote a file name or a cluster, which are the vendor's words.
+
+    Args:
+        text: The sentence.
+
+    Returns:
+        One printable line.
+    """
     from muaudit.reports.text import visible
 
     return visible(" ".join(text.split()), lines=False)

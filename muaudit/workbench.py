@@ -128,7 +128,7 @@ class Workbench:
             raise NotApplicable("this audit has no [shadows]")
         if wanted.path is not None:
             return open_cohort(self.base / wanted.path)
-        return self.trainer().train(*shadow_rows(wanted.count, self.task, self.plan.config.run.seed))
+        return self.trainer().train(*shadow_rows(wanted.count, self.task, plan.training_seed(self.plan)))
 
     def _opener(self, role: str | None) -> Callable[[], Model] | None:
         model = self.models.get(role or "")

@@ -1,119 +1,32 @@
 """The signed answer: an in-toto Statement about the target in a DSSE envelope, and its strict verification.
 
 Sources: in-toto Statement v1 (https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md), DSSE
-(https://github.com/secure-systems-lab/dsse), RFC 8785 (canonical JSON). References, original and data stand in the predicate
-and are never subjects: consumers match subjects by digest alone, so a `fail` would attach to the reference too.
+(https://github.com/secure-systems-lab/dsse). Who signs is part of what is signed, so it is declared before the first
+signature; an envelope that lacks one of them is pending and does not verify.
 """
 
-import base64
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import rfc8785
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from pydantic.alias_generators import to_camel
-
+from muaudit import journal
 from muaudit.errors import ModelError, UsageError, VerificationError
-from muaudit.manifest import ALGORITHM, manifest, manifest_digest, manifest_entries
-from muaudit.reports.keys import PublicKey, by_fingerprint, fingerprint_of, load_private
-from muaudit.results import AuditReport, Finding, ModelRecord, Verdict
+from muaudit.manifest import manifest, manifest_digest
+from muaudit.reports import statement as statements
+from muaudit.reports.envelope import Envelope, check_signatures, pack, signed_bytes, unpack
+from muaudit.reports.keys import PrivateKey, PublicKey, by_fingerprint
+from muaudit.reports.signers import Signer, of_keys
+from muaudit.reports.statement import ManifestEntry, Predicate, Statement
+from muaudit.results import AuditReport, Verdict
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-PREDICATE_TYPE = "https://muaudit.dev/attestation/unlearning-audit/v1"
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
-SUBJECT = "target"
-SIZE_LIMIT = 16 * 2**20
-"""Bytes of an envelope beyond which it is not even parsed; room for a manifest of some 80,000 files."""
+ROLE = "auditor"
+"""What a signer signs as where nothing else is said."""
 
 SHOWN = 5
 """How many changed files an error names."""
-
-Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _Signed(BaseModel):
-    """Fields in camelCase as in-toto writes them; fields that a later muaudit adds are signed too, and ignored here."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, alias_generator=to_camel)
-
-
-class Digest(_Signed):
-    """An in-toto DigestSet with the one algorithm that is used here."""
-
-    sha256: Hex
-
-
-class Descriptor(_Signed):
-    """An in-toto ResourceDescriptor."""
-
-    name: str
-    digest: Digest
-    annotations: dict[str, Any] = {}
-
-
-class ManifestEntry(_Signed):
-    """One file of the target."""
-
-    name: str
-    algorithm: Literal["sha256"]
-    digest: Hex
-
-
-class FindingSummary(_Signed):
-    """A finding without its prose, which can name people: an envelope travels further than the report."""
-
-    attack: str
-    measures: Literal["leakage", "retention", "claim"]
-    verdict: Verdict
-    gap: float | None
-    interval: tuple[float, float] | None
-    upper_bound: float | None
-    lower_bound: float | None
-    margin: float | None
-    units: int
-    clusters: int
-
-
-class Predicate(_Signed):
-    """What is signed about the target.
-
-    Attributes:
-        manifest: Every file of the target; the SHA-256 of this list as RFC 8785 JSON is the subject's digest.
-        report: `report.json`, by the digest of its bytes.
-        plan: The plan that was frozen before the data were seen.
-        issued_at: When it was signed, in the signer's word.
-        signers: Key ids of all who sign, so that a signature that is taken away is missed.
-    """
-
-    verdict: Verdict
-    findings: tuple[FindingSummary, ...]
-    manifest: tuple[ManifestEntry, ...]
-    report: Descriptor
-    plan: Descriptor
-    policy: str
-    references: tuple[Descriptor, ...]
-    original: Descriptor | None
-    data: tuple[Descriptor, ...]
-    tool: str
-    issued_at: str
-    signers: tuple[Hex, ...]
-
-
-class Statement(_Signed):
-    """An in-toto Statement v1 of this predicate type about exactly one subject."""
-
-    type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
-    subject: tuple[Descriptor]
-    predicate_type: Literal["https://muaudit.dev/attestation/unlearning-audit/v1"]
-    predicate: Predicate
 
 
 @dataclass(frozen=True)
@@ -123,13 +36,16 @@ class Verified:
     Attributes:
         verdict: The audit's answer, which is apart from whether it verifies.
         signers: Who signed, as trusted keys.
-        issued_at: When, in the signers' word: no time-stamp authority vouches for it.
+        issued_at: When, in the signers' word; a time stamp, verified besides, bounds it.
         target_digest: SHA-256 of the target's manifest.
         plan_sha256: Digest of the plan.
         report_sha256: Digest of report.json.
         predicate: All else that was signed.
         checked: What was compared and found equal, in words.
         unchecked: What was not, and how to.
+        roles: What each signer signed as, by fingerprint; `auditor` where the statement does not say.
+        missing: Fingerprints of declared signers who have not signed, where the threshold is reached without them.
+        signatures: The raw signatures by fingerprint, which time stamps are about.
     """
 
     verdict: Verdict
@@ -141,12 +57,15 @@ class Verified:
     predicate: Predicate
     checked: tuple[str, ...]
     unchecked: tuple[str, ...]
+    roles: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    signatures: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def sign(
     report: AuditReport, report_bytes: bytes, private_key_path: Path, *, issued_at: datetime, passphrase: bytes | None = None
 ) -> bytes:
-    """Signs a report.
+    """Signs a report with a key in a file; `seal` takes all other keys, and further signers.
 
     Args:
         report: The report.
@@ -163,10 +82,21 @@ def sign(
             the target is not that of the files it lists.
         EnvironmentFault: The key is encrypted but bcrypt is not installed.
     """
+    from muaudit.reports.keys import load_private
+
     return seal(report, report_bytes, [load_private(private_key_path, passphrase)], issued_at=issued_at)
 
 
-def seal(report: AuditReport, report_bytes: bytes, keys: "Sequence[Ed25519PrivateKey]", *, issued_at: datetime) -> bytes:
+def seal(
+    report: AuditReport,
+    report_bytes: bytes,
+    keys: Sequence[PrivateKey | Signer],
+    *,
+    issued_at: datetime,
+    role: str = ROLE,
+    cosigners: Mapping[str, str] | None = None,
+    threshold: int | None = None,
+) -> bytes:
     """Signs a report with keys that are already open; see `sign`.
 
     Args:
@@ -174,29 +104,95 @@ def seal(report: AuditReport, report_bytes: bytes, keys: "Sequence[Ed25519Privat
         report_bytes: The bytes of its report.json.
         keys: One or more private keys, each of which signs.
         issued_at: The time of signing, with its time zone.
+        role: What these keys sign as.
+        cosigners: Who is to sign later, with `cosign`: roles by fingerprint. Until then the envelope does not verify.
+        threshold: How many signatures are enough; all of them where it is None.
 
     Returns:
         The bytes of `audit.intoto.json`.
 
     Raises:
+        UsageError: As for `sign`; or a role is no role, a cosigner signs already, or the threshold cannot be reached.
+        EnvironmentFault: A security module or a key service does not answer.
+    """
+    signers, later = of_keys(keys), dict(cosigners or {})
+    roles = {signer.fingerprint: role for signer in signers} | later
+    payload = _payload(report, report_bytes, roles, threshold=threshold, issued_at=issued_at)
+    if len(roles) < len(signers) + len(later):
+        raise UsageError("a cosigner's key is the one that signs now, so there would be one signature; give another's key")
+    if threshold is not None and not 1 <= threshold <= len(roles):
+        raise UsageError(f"threshold {threshold}: there are {len(roles)} signers; give a number from 1 to {len(roles)}")
+    signed = signed_bytes(payload)
+    return pack(Envelope(payload, {signer.fingerprint: signer.sign(signed) for signer in signers}))
+
+
+def payload_without_signers(report: AuditReport, report_bytes: bytes, *, issued_at: datetime) -> bytes:
+    """The statement for Sigstore, whose certificate names the signer; see `sigstore_bundles`.
+
+    Args:
+        report: The report.
+        report_bytes: The bytes of its report.json.
+        issued_at: The time of signing, with its time zone.
+
+    Returns:
+        RFC 8785 canonical JSON.
+
+    Raises:
         UsageError: As for `sign`.
     """
-    from securesystemslib.dsse import Envelope
-    from securesystemslib.signer import CryptoSigner, SSlibKey
+    return _payload(report, report_bytes, {}, threshold=None, issued_at=issued_at)
 
-    if issued_at.tzinfo is None:
-        raise UsageError("issued_at has no time zone, so nobody could tell when the report was signed; give a time in UTC")
-    if AuditReport.from_json(report_bytes).canonical() != report.canonical():
-        raise UsageError("report.json is not the report that is to be signed; write it again from the report, then sign")
-    if manifest_digest(report.target.files) != report.target.digest:
-        raise UsageError("the report's digest of the target is not that of the files it lists; run the audit again")
-    holders = {fingerprint_of(key.public_key()): key for key in keys}
-    statement = _statement(report, report_bytes, sorted(holders), issued_at)
-    envelope = Envelope(rfc8785.dumps(statement), PAYLOAD_TYPE, {})
-    for fingerprint in sorted(holders):
-        key = holders[fingerprint]
-        envelope.sign(CryptoSigner(key, SSlibKey.from_crypto(key.public_key(), keyid=fingerprint)))
-    return rfc8785.dumps(envelope.to_dict())
+
+def cosign(envelope: bytes, signer: Signer, *, report: bytes | None = None, trusted: Iterable[PublicKey] = ()) -> bytes:
+    """Adds the signature of somebody who was declared as a signer.
+
+    Args:
+        envelope: The bytes of `audit.intoto.json`.
+        signer: Who signs now.
+        report: The bytes of the report.json that lies beside it, to be sure of what is signed.
+        trusted: The keys of those who have signed, to check their signatures first.
+
+    Returns:
+        The envelope with one signature more.
+
+    Raises:
+        VerificationError: The envelope is not as muaudit writes it, the report is another one, or a signature that is there is
+            not by a trusted key.
+        UsageError: This signer was not declared, or has signed already.
+        EnvironmentFault: A security module or a key service does not answer.
+    """
+    opened = unpack(envelope)
+    statement = statements.read(opened.payload)
+    if keys := by_fingerprint(trusted):
+        check_signatures(opened, keys)
+    if signer.fingerprint not in statement.predicate.signers:
+        raise UsageError(
+            f"the key {signer.fingerprint[:16]} is not among the declared signers ({_short(statement.predicate.signers)}), and "
+            "who signs is part of what is signed; have the envelope made anew with this key as --cosigner"
+        )
+    if signer.fingerprint in opened.signatures:
+        raise UsageError(f"the key {signer.fingerprint[:16]} has signed this envelope already; nothing is to be done")
+    if report is not None:
+        _check_report(report, statement)
+    signature = signer.sign(signed_bytes(opened.payload))
+    return pack(Envelope(opened.payload, {**opened.signatures, signer.fingerprint: signature}))
+
+
+def pending(envelope: bytes) -> dict[str, str]:
+    """Who is still to sign.
+
+    Args:
+        envelope: The bytes of `audit.intoto.json`, of which no signature is checked here.
+
+    Returns:
+        Roles by fingerprint.
+
+    Raises:
+        VerificationError: It is not as muaudit writes it.
+    """
+    opened = unpack(envelope)
+    predicate = statements.read(opened.payload).predicate
+    return {signer: predicate.roles.get(signer, ROLE) for signer in predicate.signers if signer not in opened.signatures}
 
 
 def verify(
@@ -224,19 +220,45 @@ def verify(
         raise UsageError(
             "no public key is given, and a signature of an unknown key proves nothing; give the auditor's .pub file"
         )
-    payload, signers = _open(envelope, trusted)
-    statement = _parse(payload)
+    opened = unpack(envelope)
+    check_signatures(opened, trusted)
+    statement = statements.read(opened.payload)
+    missing = _missing(statement.predicate, list(opened.signatures))
+    signers = tuple(trusted[keyid] for keyid in opened.signatures)
+    return established(statement, signers, report=report, model=model, missing=missing, signatures=opened.signatures)
+
+
+def established(
+    statement: Statement,
+    signers: tuple[PublicKey, ...],
+    *,
+    report: bytes | None,
+    model: Path | None,
+    missing: tuple[str, ...] = (),
+    signatures: Mapping[str, bytes] | None = None,
+) -> Verified:
+    """Compares report and model with a statement whose signatures were verified; see `verify`.
+
+    Args:
+        statement: The statement.
+        signers: Who signed it.
+        report: The bytes of report.json.
+        model: The target's folder or file.
+        missing: Declared signers who have not signed.
+        signatures: The raw signatures.
+
+    Returns:
+        What was established.
+
+    Raises:
+        VerificationError: Report or model differ.
+        UsageError: There is no model at the given path.
+    """
     predicate, subject = statement.predicate, statement.subject[0]
-    if list(predicate.signers) != signers:
-        raise VerificationError(
-            f"the envelope names {len(predicate.signers)} signers and carries the signatures of {len(signers)}: "
-            "a signature was taken away or added; get the envelope again"
-        )
-    _check_manifest(subject, predicate)
     checked, unchecked = ["signature", "statement", "manifest"], []
     if report is not None:
-        _check_report(report, predicate, subject.digest.sha256)
-        checked.append("report.json")
+        custody = _check_report(report, statement)
+        checked += ["report.json", *([] if custody is None else [custody])]
     else:
         unchecked.append("report.json: put it beside the envelope, or give it")
     if model is not None:
@@ -246,149 +268,57 @@ def verify(
         unchecked.append("model: give its folder, to see that the audit was about these very files")
     return Verified(
         verdict=predicate.verdict,
-        signers=tuple(trusted[fingerprint] for fingerprint in signers),
-        issued_at=datetime.fromisoformat(predicate.issued_at),
+        signers=signers,
+        issued_at=predicate.issued(),
         target_digest=subject.digest.sha256,
         plan_sha256=predicate.plan.digest.sha256,
         report_sha256=predicate.report.digest.sha256,
         predicate=predicate,
         checked=tuple(checked),
         unchecked=tuple(unchecked),
+        roles={key.fingerprint: predicate.roles.get(key.fingerprint, ROLE) for key in signers},
+        missing=missing,
+        signatures=dict(signatures or {}),
     )
 
 
-def _statement(report: AuditReport, report_bytes: bytes, signers: list[str], issued_at: datetime) -> dict[str, Any]:
-    roles: dict[str, list[dict[str, Any]]] = {}
-    for model in report.models:
-        roles.setdefault(model.role.split()[0], []).append(_model(model))
-    predicate = {
-        "verdict": report.verdict.value,
-        "findings": [_finding(finding) for finding in report.findings],
-        "manifest": manifest_entries(report.target.files),
-        "report": _descriptor("report.json", hashlib.sha256(report_bytes).hexdigest()),
-        "plan": _descriptor("plan.json", report.plan_sha256),
-        "policy": str(report.policy.get("name", "")),
-        "references": roles.get("reference", []),
-        "original": next(iter(roles.get("original", [])), None),
-        "data": [
-            _descriptor(data.path, data.sha256, role=data.role, units=data.units, clusters=data.clusters)
-            for data in report.data
-        ],
-        "tool": report.tool,
-        "issuedAt": issued_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "signers": signers,
-    }
-    return {
-        "_type": STATEMENT_TYPE,
-        "subject": [_descriptor(SUBJECT, report.target.digest)],
-        "predicateType": PREDICATE_TYPE,
-        "predicate": predicate,
-    }
+def _payload(
+    report: AuditReport, report_bytes: bytes, roles: Mapping[str, str], *, threshold: int | None, issued_at: datetime
+) -> bytes:
+    if issued_at.tzinfo is None:
+        raise UsageError("issued_at has no time zone, so nobody could tell when the report was signed; give a time in UTC")
+    if AuditReport.from_json(report_bytes).canonical() != report.canonical():
+        raise UsageError("report.json is not the report that is to be signed; write it again from the report, then sign")
+    if manifest_digest(report.target.files) != report.target.digest:
+        raise UsageError("the report's digest of the target is not that of the files it lists; run the audit again")
+    for role in roles.values():
+        if not statements.is_role(role):
+            raise UsageError(f"role {role!r}: give a word such as auditor, operator or witness (a-z, 0-9 and -, at most 40)")
+    return statements.write(report, report_bytes, roles, threshold=threshold, issued_at=issued_at)
 
 
-def _descriptor(name: str, digest: str, **annotations: str | int) -> dict[str, Any]:
-    return {"name": name, "digest": {ALGORITHM: digest}} | ({"annotations": annotations} if annotations else {})
-
-
-def _model(model: ModelRecord) -> dict[str, Any]:
-    return _descriptor(model.path, model.digest, role=model.role, kind=model.kind)
-
-
-def _finding(finding: Finding) -> dict[str, Any]:
-    fields = finding.model_dump(mode="json", include=set(FindingSummary.model_fields))
-    return {to_camel(name): value for name, value in fields.items()}
-
-
-def _open(envelope: bytes, trusted: dict[str, PublicKey]) -> tuple[bytes, list[str]]:
-    """The payload and its signers, of an envelope in the one form in which muaudit writes it."""
-    from securesystemslib.dsse import Envelope
-    from securesystemslib.exceptions import UnverifiedSignatureError
-    from securesystemslib.signer import Signature, SSlibKey
-
-    if len(envelope) > SIZE_LIMIT:
-        raise VerificationError(f"the envelope has {len(envelope)} bytes, more than any that muaudit writes ({SIZE_LIMIT})")
-    fields = _canonical(envelope, "the envelope")
-    if not isinstance(fields, dict) or set(fields) != {"payload", "payloadType", "signatures"}:
-        raise VerificationError("the envelope is not a DSSE envelope of exactly payload, payloadType and signatures")
-    if fields["payloadType"] != PAYLOAD_TYPE:
-        raise VerificationError(f"the envelope holds {fields['payloadType']!r} and not an in-toto Statement ({PAYLOAD_TYPE})")
-    payload, signatures = _base64(fields["payload"], "payload"), _signatures(fields["signatures"])
-    pae = Envelope(payload, PAYLOAD_TYPE, {}).pae()
-    for fingerprint, signature in signatures.items():
-        if fingerprint not in trusted:
-            names = ", ".join(f"{key.name} ({key.fingerprint[:16]})" for key in trusted.values())
-            raise VerificationError(
-                f"not signed by {names}: the envelope says that {fingerprint[:16]} signed it; give that key if you trust it"
-            )
-        try:
-            SSlibKey.from_crypto(trusted[fingerprint].key, keyid=fingerprint).verify_signature(
-                Signature(fingerprint, signature.hex()), pae
-            )
-        except UnverifiedSignatureError as error:
-            raise VerificationError(
-                f"the signature of {trusted[fingerprint].name} ({fingerprint[:16]}) does not fit: "
-                "the envelope was changed after it was signed; get it again from the auditor"
-            ) from error
-    return payload, list(signatures)
-
-
-def _canonical(data: bytes, what: str) -> Any:  # noqa: ANN401 - any JSON
-    """Parses JSON and refuses all but the canonical spelling, so that no bit is free."""
-    try:
-        value = json.loads(data.decode())
-        canonical = rfc8785.dumps(value)
-    except (ValueError, RecursionError) as error:
-        raise VerificationError(f"{what} is not JSON as muaudit writes it: it was changed or cut; get it again") from error
-    if canonical != data:
-        raise VerificationError(f"{what} is not byte for byte as it was written (not RFC 8785 canonical JSON); get it again")
-    return value
-
-
-def _base64(text: object, what: str) -> bytes:
-    try:
-        data = base64.b64decode(text if isinstance(text, str) else "?", validate=True)
-    except ValueError as error:
-        raise VerificationError(f"the envelope's {what} is not base64: it was changed; get it again") from error
-    if base64.b64encode(data).decode() != text:
-        raise VerificationError(f"the envelope's {what} is not spelled as it was written (spare bits of base64); get it again")
-    return data
-
-
-def _signatures(entries: object) -> dict[str, bytes]:
-    if not isinstance(entries, list) or not entries:
-        raise VerificationError("the envelope carries no signature")
-    signatures: dict[str, bytes] = {}
-    for entry in entries:
-        if not isinstance(entry, dict) or set(entry) != {"keyid", "sig"} or not isinstance(entry["keyid"], str):
-            raise VerificationError("a signature of the envelope holds other fields than exactly keyid and sig")
-        if signatures and entry["keyid"] <= max(signatures):
-            raise VerificationError("the envelope's signatures are out of order or double: they were changed after signing")
-        signatures[entry["keyid"]] = _base64(entry["sig"], "signature")
-    return signatures
-
-
-def _parse(payload: bytes) -> Statement:
-    value = _canonical(payload, "the signed statement")
-    try:
-        statement = Statement.model_validate(value)
-        issued = datetime.fromisoformat(statement.predicate.issued_at)
-    except (ValidationError, ValueError) as error:
-        where = ".".join(map(str, error.errors()[0]["loc"])) if isinstance(error, ValidationError) else "predicate.issuedAt"
+def _missing(predicate: Predicate, present: list[str]) -> tuple[str, ...]:
+    """Declared signers whose signatures are not there and need not be; refuses where they need to be."""
+    missing = tuple(signer for signer in predicate.signers if signer not in present)
+    needed = len(predicate.signers) if predicate.threshold is None else predicate.threshold
+    if set(present) <= set(predicate.signers) and len(present) >= needed:
+        return missing
+    told = f"the envelope names {len(predicate.signers)} signers and carries the signatures of {len(present)}: "
+    if missing and set(present) <= set(predicate.signers):
         raise VerificationError(
-            f"the signed statement is not an unlearning audit of one target ({PREDICATE_TYPE}): {where} is not as it must be"
-        ) from error
-    if issued.tzinfo is None or statement.subject[0].name != SUBJECT:
-        raise VerificationError("the signed statement is not about one target at a time in UTC")
-    return statement
+            f"{told}it is pending until {_short(missing)} signed too (muaudit cosign), or a signature was taken away; "
+            f"{needed} are needed"
+        )
+    raise VerificationError(f"{told}a signature was taken away or added; get the envelope again")
 
 
-def _check_manifest(subject: Descriptor, predicate: Predicate) -> None:
-    listed = hashlib.sha256(rfc8785.dumps([entry.model_dump() for entry in predicate.manifest])).hexdigest()
-    if listed != subject.digest.sha256:
-        raise VerificationError("the signed list of the target's files is not the one that the statement's subject stands for")
+def _short(fingerprints: Iterable[str]) -> str:
+    return ", ".join(fingerprint[:16] for fingerprint in fingerprints)
 
 
-def _check_report(data: bytes, predicate: Predicate, target_digest: str) -> None:
+def _check_report(data: bytes, statement: Statement) -> str | None:
+    """Compares report.json with the statement; says what its journal shows, if it has one."""
+    predicate = statement.predicate
     if hashlib.sha256(data).hexdigest() != predicate.report.digest.sha256:
         raise VerificationError("report.json is not the one that was signed: it was changed or belongs to another audit")
     try:
@@ -396,8 +326,37 @@ def _check_report(data: bytes, predicate: Predicate, target_digest: str) -> None
     except UsageError as error:
         raise VerificationError(f"report.json is the one that was signed, but cannot be read: {error}") from error
     said = (report.verdict, report.plan_sha256, report.target.digest)
-    if said != (predicate.verdict, predicate.plan.digest.sha256, target_digest):
+    if said != (predicate.verdict, predicate.plan.digest.sha256, statement.subject[0].digest.sha256):
         raise VerificationError("report.json and the signed statement disagree on verdict, plan or target; ask the auditor")
+    sealed = None if report.redaction is None else report.redaction.sealed_sha256
+    if sealed != (None if predicate.sealed is None else predicate.sealed.digest.sha256):
+        raise VerificationError("the report and the signed statement disagree on the sealed part; ask the auditor")
+    return journal.check(report)
+
+
+def check_sealed(signed: Verified, report: bytes, sealed: bytes) -> str:
+    """Checks that a sealed part is the one that was signed, and opens every commitment of the public report.
+
+    Args:
+        signed: What a verification established, of which the report was part.
+        report: The bytes of report.public.json, compared by that verification.
+        sealed: The bytes of report.sealed.json.
+
+    Returns:
+        What was checked, in words.
+
+    Raises:
+        VerificationError: The report is not redacted, or the sealed part is another one.
+    """
+    from muaudit import sealing
+
+    if signed.predicate.sealed is None:
+        raise VerificationError("the signed report withholds nothing, so there is no sealed part to check")
+    if hashlib.sha256(sealed).hexdigest() != signed.predicate.sealed.digest.sha256:
+        raise VerificationError("the sealed part is not the one that was signed: it was changed or belongs to another report")
+    part = sealing.SealedPart.from_json(sealed)
+    sealing.unseal(json.loads(report), part)
+    return f"sealed part: opens all {len(part.values)} commitments, and the whole report is the one that was redacted"
 
 
 def _check_model(path: Path, signed: Iterable[ManifestEntry]) -> None:

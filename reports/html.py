@@ -6,9 +6,9 @@ The page forbids itself everything but its own style sheet (by hash), so that ev
 import base64
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
@@ -16,9 +16,12 @@ from typing import Any, TypeVar
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from muaudit.reports import figures
+from muaudit.errors import VerificationError
+from muaudit.journal import check
+from muaudit.reports import figures, reading
+from muaudit.reports.finding_view import Album, charts, view
 from muaudit.reports.text import SHOWN, SYMBOLS, controls, interval, name_of, percent, probability, remark, signed, visible
-from muaudit.results import AuditReport, Control, Curve, Finding, HeatMap, Verdict
+from muaudit.results import AuditReport, Verdict
 from muaudit.thumbnails import inert
 
 T = TypeVar("T")
@@ -47,35 +50,6 @@ ALWAYS = (
 )
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A curve and its picture."""
-
-    curve: Curve
-    svg: Markup
-
-
-@dataclass(frozen=True)
-class Map:
-    """The heat maps of one kind, each with its picture, and the means by layer: its name, and one number a heat map."""
-
-    name: str
-    drawn: tuple[tuple[HeatMap, Markup], ...]
-    means: tuple[tuple[str, tuple[float | None, ...]], ...]
-
-
-@dataclass(frozen=True)
-class FindingView:
-    """A finding with what the page needs beside it; controls are paired with whether they should be flagged."""
-
-    number: int
-    finding: Finding
-    curves: tuple[Chart, ...]
-    maps: tuple[Map, ...]
-    controls: tuple[tuple[Control, bool], ...]
-    summary_names: tuple[str, ...]
-
-
 def render(report: AuditReport) -> str:
     """Renders a report.
 
@@ -86,78 +60,78 @@ def render(report: AuditReport) -> str:
         One HTML document, the same bytes for the same report.
     """
     report = AuditReport.from_json(report.canonical())  # so that the page of a report that was just made is that of its file
-    pictures: list[figures.Picture] = []
-
-    def inlined(picture: figures.Picture | None) -> Markup | None:
-        if picture is None:
-            return None
-        pictures.append(picture)
-        return Markup(picture.svg)  # noqa: S704 - our own SVG; its text is escaped by matplotlib
-
-    forest = inlined(figures.forest(report.findings))
-    along = [(curve, inlined(figures.curve(curve, f"series-{place}"))) for place, curve in enumerate(report.series)]
-    views = [_view(number, finding, inlined) for number, finding in enumerate(report.findings, 1)]
-    css = _template("report.css") + "".join(picture.css for picture in pictures)
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    images = "img-src data:; " if any(finding.pictures for finding in report.findings) else ""
-    return _environment().get_template("report.html.j2").render(
+    album = Album()
+    forest = album.add(figures.forest(report.findings))
+    along = charts(report.series, "series", album)
+    views = [view(number, finding, album) for number, finding in enumerate(report.findings, 1)]
+    return page(
+        "report.html.j2",
+        album.css,
+        images=any(finding.pictures for finding in report.findings),
         report=report,
-        css=Markup(css),  # noqa: S704 - our own style sheet
-        policy=Markup(f"default-src 'none'; style-src 'sha256-{digest}'; {images}base-uri 'none'; form-action 'none'"),  # noqa: S704
         meaning=MEANINGS[report.verdict],
-        standing=[words for words in (STANDING.get(report.verdict), *_about(report), *ALWAYS) if words],
+        standing=_standing(report),
         references=[model for model in report.models if model.role.startswith("reference")],
         original=any(model.role == "original" for model in report.models),
         measured=list(dict.fromkeys(finding.attack for finding in report.findings if finding.gap is not None)),
         forgotten=_forgotten(report),
         forest=forest,
-        along=[Chart(curve, svg) for curve, svg in along if svg is not None],
+        along=along,
         views=views,
+        on_forget=[one for one in views if one.finding.measures != "retention"],
+        on_retain=[one for one in views if one.finding.measures == "retention"],
+        reading=reading.read(report),
+        looks_at=reading.LEVELS,
+        journal_fault=_journal_fault(report),
         controls=controls(report),
         digest=report.content_digest(),
         quoted=shlex.quote(visible(report.target.path, lines=False)),
         symbols=SYMBOLS,
-    ) + "\n"  # fmt: skip
-
-
-def _view(number: int, finding: Finding, inlined: Callable[[figures.Picture | None], Markup | None]) -> FindingView:
-    drawn = [(curve, inlined(figures.curve(curve, f"curve-{number}-{place}"))) for place, curve in enumerate(finding.curves)]
-    judged = finding.controls
-    positive = ((judged.positive, True),) if judged and judged.positive else ()
-    return FindingView(
-        number=number,
-        finding=finding,
-        curves=tuple(Chart(curve, svg) for curve, svg in drawn if svg is not None),
-        maps=tuple(_maps(number, finding, inlined)),
-        controls=(*positive, *((control, False) for control in (judged.negative if judged else ()))),
-        summary_names=tuple(dict.fromkeys(name for values in finding.summaries.values() for name in values)),
     )
 
 
-def _about(report: AuditReport) -> tuple[str, ...]:
-    """What the answer is about; of an endpoint, the audit's own limits say it."""
-    return () if report.target.kind == "endpoint" else (FILES,)
+def page(template: str, rules: str, *, images: bool = False, **values: object) -> str:
+    """One self-contained page that forbids itself everything but its own style sheet.
+
+    Args:
+        template: The template, which prints `policy` and `css` in its head.
+        rules: Style rules of the page's pictures.
+        images: Whether the page holds images; even then it may load none.
+        **values: What the template shows; every string is made visible and escaped.
+
+    Returns:
+        One HTML document.
+    """
+    css = _template("report.css") + rules
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    sources = "img-src data:; " if images else ""
+    policy = Markup(f"default-src 'none'; style-src 'sha256-{digest}'; {sources}base-uri 'none'; form-action 'none'")  # noqa: S704
+    found = _environment().get_template(template)
+    return found.render(css=Markup(css), policy=policy, **values) + "\n"  # noqa: S704 - our own style sheet
 
 
-def _maps(number: int, finding: Finding, inlined: Callable[[figures.Picture | None], Markup | None]) -> Iterable[Map]:
-    drawn = [(one, inlined(figures.heat_map(one, f"map-{number}-{place}"))) for place, one in enumerate(finding.heat_maps)]
-    for name in dict.fromkeys(one.name for one in finding.heat_maps):
-        alike = tuple((one, svg) for one, svg in drawn if one.name == name and svg is not None)
-        rows = alike[0][0].rows if alike else ()
-        yield Map(
-            name, alike, tuple((row, tuple(_mean(one.values[place]) for one, _ in alike)) for place, row in enumerate(rows))
-        )
+def _standing(report: AuditReport) -> tuple[str, ...]:
+    """What the answer does not prove, whatever the audit; the rest is in the report's own limits, where it has any."""
+    always = () if report.limits else (*(() if report.target.kind == "endpoint" else (FILES,)), *ALWAYS)
+    return (*((STANDING[report.verdict],) if report.verdict in STANDING else ()), *always)
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def _journal_fault(report: AuditReport) -> str | None:
+    """Why the report's journal cannot be trusted; None where its chain is whole, or where it has none."""
+    try:
+        check(report)
+    except VerificationError as error:
+        return str(error)
+    return None
 
 
 def _forgotten(report: AuditReport) -> str:
     sets = [data for data in report.data if data.role == "forget"]
     if not sets:
-        return "as recorded in the measurements"
+        asked = max((one for one in report.findings if one.measures == "leakage"), key=lambda one: one.units, default=None)
+        if asked is None or not asked.units:
+            return "as recorded in the measurements"
+        return f"{_count(asked.units, 'unit')} in {_count(asked.clusters, 'cluster')}, as recorded"
     return f"{_count(sum(data.units for data in sets), 'unit')} in {_count(sum(data.clusters for data in sets), 'cluster')}"
 
 
@@ -178,7 +152,9 @@ def _environment() -> Environment:
         "plain": _plain,
         "roles": _roles,
         "sentence": lambda text: text[:1].upper() + text[1:] + ("" if text.rstrip().endswith((".", "!", "?")) else "."),
+        "sentence_case": lambda text: text[:1].upper() + text[1:],
         "words": lambda key: key.replace("_", " "),
+        "shortened": lambda text: re.sub(r"\b([0-9a-f]{16})[0-9a-f]{48}\b", r"\1…", text),
         **{name: _or_dash(show) for name, show in _NUMBERS.items()},
     }
     return environment
@@ -215,8 +191,8 @@ def _or_dash(show: Callable[[Any], str]) -> Callable[[Any], str]:
     return lambda value: "\N{EN DASH}" if value is None else show(value)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str, plural: str | None = None) -> str:
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def _duration(seconds: float) -> str:

@@ -5,8 +5,10 @@ points. That is for the eye alone: escaping markup is the business of whoever wr
 """
 
 import unicodedata
+from collections.abc import Sequence
 
 from muaudit.results import AuditReport, Finding, Ledger, Verdict
+from muaudit.sealing import TOKEN
 
 SHOWN = 4_000
 """Characters of one string that are shown; the rest is in report.json."""
@@ -17,18 +19,21 @@ SYMBOLS = {Verdict.PASS: "✓", Verdict.FAIL: "✕", Verdict.INCONCLUSIVE: "?", 
 _HIDDEN = frozenset({"Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp"})
 
 
-def visible(text: str, *, lines: bool = True, limit: int = SHOWN) -> str:
+def visible(text: str, *, lines: bool = True, limit: int = SHOWN, whole: bool = False) -> str:
     """Shows what would be invisible, and cuts what is too long to read, saying so.
 
     Args:
         text: Any text.
         lines: Whether line ends and tabs stay; otherwise they are shown too.
         limit: How many characters to keep.
+        whole: Whether what stands for a withheld text stays whole; otherwise it is shown as `[redacted 1a2b3c4d]`.
 
     Returns:
         The text with control, format, private and unassigned characters written as `⟨U+202E⟩`.
     """
     keep = "\n\t" if lines else ""
+    if not whole and "redacted:" in text:
+        text = TOKEN.sub(lambda found: f"[redacted {found[0].rpartition(':')[2][:8]}]", text)
     cut = text[:limit]
     if not cut.isascii() or not cut.isprintable():
         cut = "".join(
@@ -40,18 +45,27 @@ def visible(text: str, *, lines: bool = True, limit: int = SHOWN) -> str:
 
 def name_of(finding: Finding) -> str:
     """A finding's name: the attack, and what else than the forget set it is about."""
-    about = {"leakage": "", "retention": " (retain set)", "claim": " (claim)"}[finding.measures]
-    return f"{finding.attack}{about}"
+    return named(finding.attack, finding.measures)
+
+
+def named(attack: str, measures: str) -> str:
+    """The name of a finding of an attack that `measures` leakage, retention or a claim."""
+    return f"{attack}{ {'leakage': '', 'retention': ' (retain set)', 'claim': ' (claim)'}[measures] }"
 
 
 def signed(number: float, digits: int = 3) -> str:
     """A number with its sign: `+0.412`."""
-    return f"{number:+.{digits}f}"
+    return f"{round(number, digits) + 0.0:+.{digits}f}"  # nothing is written as -0.000
 
 
 def interval(bounds: tuple[float, float]) -> str:
     """An interval: `[-0.010, +0.016]`."""
     return f"[{signed(bounds[0])}, {signed(bounds[1])}]"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: `text`, `text and logits`, `text, logits and weights`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def percent(share: float) -> str:

@@ -1,20 +1,11 @@
 """The gate: no release of a model in which the forgotten people can still be found."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
-from muaudit.results import AuditReport
-from muaudit.testing import assert_unlearned
-
-HERE = Path(__file__).parent
+from muaudit.testing import Judged, assert_unlearned
 
 
-def test_the_candidate_has_unlearned(audit: Callable[[Path], AuditReport]) -> None:
-    assert_unlearned(audit(HERE / "audit.toml"))
-
-
-def test_the_gate_stops_a_candidate_that_remembers_one_person(audit: Callable[[Path], AuditReport]) -> None:
-    with pytest.raises(AssertionError, match="cluster 'forget 008'"):
-        assert_unlearned(audit(HERE / "leaky.toml"))
+@pytest.mark.muaudit("audit.toml")
+def test_the_candidate_has_unlearned(muaudit_finding: Judged) -> None:
+    """Runs once for each attack that audit.toml plans, and once for the verdict over all of them."""
+    assert_unlearned(muaudit_finding)

@@ -2,18 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from muaudit.attack import Measurement
-from muaudit.diffusion.judging import Judge
 from muaudit.errors import ModelError
 from muaudit.image_task import ImagePrompt
 from muaudit.models import GeneratesImages, ImageQuery
 from muaudit.results import Picture
 from muaudit.thumbnails import thumbnail
+
+if TYPE_CHECKING:
+    from muaudit.diffusion.judging import Judge
 
 BoolArray = NDArray[np.bool_]
 Images = NDArray[np.float32]
@@ -43,7 +45,7 @@ class Drawn:
 
 
 def draw(
-    model: GeneratesImages, judge: Judge, prompts: Sequence[ImagePrompt], queries: Sequence[Sequence[ImageQuery]], label: str
+    model: GeneratesImages, judge: "Judge", prompts: Sequence[ImagePrompt], queries: Sequence[Sequence[ImageQuery]], label: str
 ) -> Drawn:
     """Has a model draw every unit's queries, and the images judged.
 
@@ -64,7 +66,7 @@ def draw(
     return judged(model.images(flat), judge, prompts, [row[0].prompt for row in queries], label)
 
 
-def judged(images: Images, judge: Judge, prompts: Sequence[ImagePrompt], told: Sequence[str], label: str) -> Drawn:
+def judged(images: Images, judge: "Judge", prompts: Sequence[ImagePrompt], told: Sequence[str], label: str) -> Drawn:
     """Has images judged that were drawn already.
 
     Args:
@@ -99,7 +101,7 @@ def measurement(
     prompts: Sequence[ImagePrompt],
     leakage: NDArray[np.float64],
     *,
-    judge: Judge,
+    judge: "Judge",
     drawn: Sequence[Drawn] = (),
     scores: Mapping[str, NDArray[np.float64]] | None = None,
     retain: Sequence[ImagePrompt] = (),

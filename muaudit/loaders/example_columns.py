@@ -6,6 +6,7 @@ JPEG decoders alone.
 
 import hashlib
 import io
+import json
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from muaudit.errors import EnvironmentFault, UsageError
+from muaudit.errors import EnvironmentFault, ModelError, UsageError
 from muaudit.results import Frozen
 
 Name = Annotated[str, Field(min_length=1)]
@@ -33,6 +34,9 @@ CUSTOM = {
 }
 """What the column of each part is called where the configuration does not say."""
 
+
+MOST_GROWTH, SMALL = 50, 2**28
+"""How many times its own size an archive may unpack to, and what it always may."""
 
 # What numpy, zipfile and zlib raise on files that they cannot use; RuntimeError is an encrypted one.
 _UNUSABLE = (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
@@ -105,6 +109,15 @@ def needs_vision(what: str) -> Iterator[None]:
         raise EnvironmentFault(f"{what} needs {error.name}; install it: pip install 'muaudit[vision]'") from error
 
 
+def half_character(values: object) -> bool:
+    """Whether a text somewhere in JSON values is cut within a character (a lone surrogate), so that it cannot be written."""
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def bytes_of(path: Path, shown: str) -> bytes:
     """A file's bytes.
 
@@ -115,6 +128,8 @@ def bytes_of(path: Path, shown: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"{shown}: cannot be read ({error.strerror}); check the path in audit.toml") from error
+    except ValueError as error:  # of a byte that no path can have
+        raise UsageError(f"{shown}: cannot be read ({error}); mend the name") from error
 
 
 def pick(part: str, wanted: str | None, names: Iterable[str], shown: str) -> str | None:
@@ -169,6 +184,25 @@ def as_inputs(array: NDArray[Any], where: str) -> NDArray[np.float32]:
         return np.ascontiguousarray(array, dtype=np.float32)
 
 
+def refuse_bomb(archive: Path | io.BytesIO, shown: str) -> None:
+    """Refuses an archive that unpacks to far more than its own size.
+
+    Args:
+        archive: A zip file.
+        shown: What to call it in errors.
+
+    Raises:
+        ModelError: It does.
+        zipfile.BadZipFile: It is no archive.
+        OSError: It cannot be read.
+    """
+    with zipfile.ZipFile(archive) as packed:
+        size = sum(one.file_size for one in packed.infolist())  # what is read of each part ends there, whatever it holds
+    own = archive.stat().st_size if isinstance(archive, Path) else archive.getbuffer().nbytes
+    if size > MOST_GROWTH * own + SMALL:
+        raise ModelError(f"{shown}: unpacks to {size} bytes, far more than its own size; save it again without compression")
+
+
 def load_arrays(data: bytes, shown: str) -> dict[str, NDArray[Any]]:
     """The arrays of an npz file; pickled objects are refused.
 
@@ -183,8 +217,12 @@ def load_arrays(data: bytes, shown: str) -> dict[str, NDArray[Any]]:
         UsageError: It is no npz file, is damaged, or holds objects.
     """
     try:
+        if data.startswith(b"PK"):
+            refuse_bomb(io.BytesIO(data), shown)
         file = np.load(io.BytesIO(data), allow_pickle=False)
         arrays = {name: file[name] for name in file.files} if isinstance(file, np.lib.npyio.NpzFile) else None
+    except UsageError:
+        raise
     except _UNUSABLE as error:
         if "allow_pickle" in str(error):
             raise UsageError(

@@ -9,7 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muaudit.errors import UsageError
-from muaudit.loaders.example_columns import CUSTOM, Columns, Read, as_inputs, bytes_of, first_line, listed, needs_vision, pick
+from muaudit.loaders.example_columns import (
+    CUSTOM,
+    MOST_GROWTH,
+    SMALL,
+    Columns,
+    Read,
+    as_inputs,
+    bytes_of,
+    first_line,
+    listed,
+    needs_vision,
+    pick,
+)
 from muaudit.loaders.example_pictures import picture, stacked
 
 
@@ -39,12 +51,17 @@ def parse_table(data: bytes, suffix: str, shown: str, columns: Columns) -> Any: 
             options = pa.csv.ConvertOptions(column_types={name: pa.string() for name in sorted(words)})
             table = pa.csv.read_csv(pa.BufferReader(data), convert_options=options)
         else:
+            held = pa.parquet.read_metadata(pa.BufferReader(data))
+            if held.num_rows * held.num_columns * 8 > MOST_GROWTH * len(data) + SMALL:
+                raise UsageError(f"{shown}: unpacks to {held.num_rows} rows, far more than its own size; save it again")
             table = pa.parquet.read_table(pa.BufferReader(data))
         table.validate(full=True)  # text that is not UTF-8, offsets that point elsewhere
         names = table.column_names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{shown}: cannot be read as {suffix[1:]} ({first_line(error)}); mend the file") from error
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    if odd := next((name for name in names if "\0" in name), None):
+        raise UsageError(f"{shown}: column {odd!r} has a NUL in its name; rename it")
+    if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
         raise UsageError(f"{shown}: column {twice!r} stands twice; give every column a name of its own")
     return table
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from muaudit.errors import UsageError
 from muaudit.image_task import ImagePrompt, Set
-from muaudit.loaders.example_columns import Columns
+from muaudit.loaders.example_columns import Columns, half_character
 from muaudit.loaders.example_pictures import picture, stacked
 from muaudit.results import DataRecord
 
@@ -143,6 +143,8 @@ def _bytes(path: Path, shown: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"{shown}: cannot be read ({error.strerror}); check the path under [task] in audit.toml") from error
+    except ValueError as error:  # of a byte that no path can have
+        raise UsageError(f"{shown}: cannot be read ({error}); mend the name") from error
 
 
 def _rows(data: bytes, path: Path, shown: str) -> Rows:
@@ -170,6 +172,8 @@ def _json_rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
             raise UsageError(f"{where}: {error}; write one object a line") from error
         if not isinstance(values, dict):
             raise UsageError(f"{where}: a {type(values).__name__} where an object with a prompt belongs")
+        if half_character(values):
+            raise UsageError(f"{where}: holds half a character (\\ud800 to \\udfff alone); write whole characters")
         yield where, {name: value for name, value in values.items() if value is not None}
 
 
@@ -177,7 +181,7 @@ def _csv_rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         reader = csv.DictReader(io.StringIO(text), strict=True)
         names = list(reader.fieldnames or ())
-        if twice := next((name for name in names if names.count(name) > 1), None):
+        if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
             raise UsageError(f"{shown}: column {twice!r} stands twice; give every column a name of its own")
         for values in reader:
             where = f"{shown}:{reader.line_num}"

@@ -170,6 +170,15 @@ class GeneratesText(Protocol):
 
 
 @runtime_checkable
+class KeepsAnswers(Protocol):
+    """Keeps what it was answered, so that nothing is asked twice; whoever wants to ask twice says on which occasion."""
+
+    def asked_anew(self, occasion: str) -> Self:
+        """The same model without the answers that were kept on other occasions."""
+        ...
+
+
+@runtime_checkable
 class Finetunes(Protocol):
     """Can be trained further, as a copy."""
 

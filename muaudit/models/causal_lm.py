@@ -23,6 +23,7 @@ from muaudit.models.folder import Dtype, load, pick_device
 from muaudit.models.quantized import SCHEMES, rounded_copy
 from muaudit.models.scoring import score_batch, score_tokens_batch
 from muaudit.models.tokens import Encoded, encode, encode_prompts, pad
+from muaudit.models.weights_file import told
 
 Scored = TypeVar("Scored")
 
@@ -133,14 +134,13 @@ class CausalLM:
                 'task.template is "chat", but the tokenizer has no chat template; write the template out, such as '
                 '"Question: {question} Answer:", or save the tokenizer with its template'
             )
-        from jinja2 import TemplateError
-
         try:
             text = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
             )
-        except (TemplateError, ValueError, TypeError) as error:
-            raise ModelError(f"the tokenizer's chat template fails: {error}; write task.template out instead") from error
+        except Exception as error:  # a template computes in a sandbox, and can raise whatever expressions raise
+            line = told(error)
+            raise ModelError(f"the tokenizer's chat template fails ({line}); write task.template out instead") from error
         mark = self.tokenizer.bos_token
         adds_mark = bool(mark) and self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id]
         return str(text).removeprefix(mark) if adds_mark else str(text)

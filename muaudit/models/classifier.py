@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -28,7 +29,11 @@ from muaudit.examples import Examples, Outputs
 from muaudit.loaders.example_columns import first_line
 from muaudit.manifest import manifest, manifest_digest
 from muaudit.models import class_scores
+from muaudit.models.weights_file import read_header, refuse_nan
 from muaudit.training import vendor
+
+if TYPE_CHECKING:
+    from muaudit.training.networks import Network
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
@@ -372,9 +377,29 @@ def _built_in(path: Path) -> Opened:
         raise ModelError(f"{path / DESCRIPTION}: cannot be read ({error.strerror}); copy the whole folder") from error
     refuse_pickles(path)
     network = saved.network
+    _refuse_larger(network, path)
     module = network.blank()
     _load_weights(module, path / WEIGHTS, "classifier.json")
     return Opened(module.eval(), layers=network.layers, shape=network.input_shape, outputs=saved.outputs_kind)
+
+
+def _refuse_larger(network: "Network", path: Path) -> None:
+    """Refuses a description of more than the weights beside it, whose building could take all memory."""
+    from muaudit.training.networks import DESCRIPTION, WEIGHTS
+
+    tensors = read_header(path / WEIGHTS)
+    widest = max((side for one in tensors.values() for side in one.shape), default=0)
+    sides = (*network.hidden, network.width, network.outputs, *network.input_shape)
+    too_large = max(*sides, network.shards) > max(widest, len(tensors), 2**14) or network.shards > max(len(tensors), 1)
+    if not too_large:
+        with torch.device("meta"):  # takes no memory for numbers
+            wanted = sum(one.numel() for one in network.build().state_dict().values())
+        too_large = wanted > 2 * sum(prod(one.shape) for one in tensors.values()) + 2**20
+    if too_large:
+        raise ModelError(
+            f"{path / DESCRIPTION}: describes a network that is far larger than {WEIGHTS} beside it; they must belong "
+            "together: write the folder again with save_network"
+        )
 
 
 def _from_factory(path: Path, factory: str, base: Path) -> Opened:
@@ -400,6 +425,7 @@ def _from_factory(path: Path, factory: str, base: Path) -> Opened:
 
 def _load_weights(module: nn.Module, weights: Path, builder: str) -> None:
     """Loads exactly the network's weights; those that it shares may stand in the file once, as safetensors writes them."""
+    refuse_nan(weights, read_header(weights))
     try:
         missing, unexpected = load_model(module, weights, strict=False)
     except (SafetensorError, OSError, ValueError) as error:

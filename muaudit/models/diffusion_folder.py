@@ -18,7 +18,9 @@ from torch import nn
 from muaudit.diffusion.pipeline import Pipeline, PromptEncoder
 from muaudit.errors import EnvironmentFault, ModelError
 from muaudit.loaders.example_columns import first_line
-from muaudit.manifest import manifest, manifest_digest
+from muaudit.manifest import manifest, manifest_digest, unchanged
+from muaudit.models.inspection import read_json, refuse_absurd, refuse_code, weights_of
+from muaudit.models.offline import offline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 DiffusionDtype = Literal["float32", "bfloat16", "float16"]
 
 INDEX = "model_index.json"
+
+MOST_TIMESTEPS = 100_000
+"""Most steps of noise; 1000 is customary."""
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "DiffusionPipeline")
 """Pipelines that sample as muaudit does: others change what a model does at inference."""
@@ -87,8 +92,6 @@ def read_index(path: Path) -> Index:
     Raises:
         ModelError: It is not there, asks for code, or for a class that is not supported.
     """
-    from muaudit.models.folder import read_json
-
     if not path.is_dir():
         raise ModelError(f"{path}: no such folder; a model is a local diffusers folder with {INDEX} and safetensors")
     if not (path / INDEX).is_file():
@@ -157,8 +160,22 @@ def load_pipeline(
         EnvironmentFault: diffusers is not installed, or the device has too little memory.
     """
     diffusers = _diffusers()
+    with unchanged(path):
+        digest = hashlib.sha256(json.dumps([manifest_digest(manifest(path)), dtype]).encode()).hexdigest()
+        return _pipeline(path, index, diffusers, dtype, device, batch_size, attention_slicing), digest
+
+
+def _pipeline(
+    path: Path,
+    index: Index,
+    diffusers: Any,  # noqa: ANN401 - diffusers is untyped
+    dtype: DiffusionDtype,
+    device: torch.device,
+    batch_size: int,
+    attention_slicing: bool,
+) -> Pipeline:
     for part in index.components:
-        _refuse_code(path / part)
+        refuse_code(path / part)
     scheduler = _scheduler(path / "scheduler")
     unet = _network(path / "unet", diffusers.UNet2DConditionModel, dtype)
     vae = _vae(path / "vae", diffusers.AutoencoderKL, dtype) if "vae" in index.components else None
@@ -177,11 +194,9 @@ def load_pipeline(
         if vae is not None:
             vae.enable_slicing()
     try:
-        pipeline = Pipeline(unet, vae, encoders, scheduler, batch_size=batch_size, zeros_for_nothing=index.zeros)
+        return Pipeline(unet, vae, encoders, scheduler, batch_size=batch_size, zeros_for_nothing=index.zeros)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    digest = hashlib.sha256(json.dumps([manifest_digest(manifest(path)), dtype]).encode()).hexdigest()
-    return pipeline, digest
 
 
 def _diffusers() -> Any:  # noqa: ANN401 - diffusers is untyped
@@ -192,20 +207,7 @@ def _diffusers() -> Any:  # noqa: ANN401 - diffusers is untyped
     return diffusers
 
 
-def _refuse_code(component: Path) -> None:
-    from muaudit.models.folder import read_json
-
-    for file in sorted(component.glob("*config.json")):
-        if named := read_json(file).get("auto_map"):
-            raise ModelError(
-                f"{file}: auto_map asks to run code from the folder ({', '.join(map(str, named))}), which muaudit never does; "
-                "save the model with classes that diffusers and transformers ship, without auto_map"
-            )
-
-
 def _scheduler(component: Path) -> dict[str, Any]:
-    from muaudit.models.folder import read_json
-
     file = component / "scheduler_config.json"
     values = read_json(file)
     kinds = _COMPONENTS["scheduler"][1]
@@ -214,6 +216,9 @@ def _scheduler(component: Path) -> dict[str, Any]:
     prediction = values.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction", "sample"):
         raise ModelError(f"{file}: prediction_type {prediction!r} is not supported; epsilon, v_prediction and sample are")
+    steps = values.get("num_train_timesteps", 1000)
+    if type(steps) is not int or not 0 < steps <= MOST_TIMESTEPS:
+        raise ModelError(f"{file}: num_train_timesteps is {str(steps)[:40]}, and has to be from 1 to {MOST_TIMESTEPS}; set it")
     if values.get("use_flow_sigmas") or values.get("timestep_type") == "continuous":
         raise ModelError(f"{file}: flow matching and continuous timesteps are not supported; noise levels are those of DDPM")
     return values
@@ -234,21 +239,23 @@ def _network(
     kind: Any,  # noqa: ANN401 - of diffusers
     dtype: DiffusionDtype,
 ) -> Any:  # noqa: ANN401 - of diffusers
-    from muaudit.models.folder import UNUSABLE, read_json, refuse_misfits, refuse_pickles
+    from muaudit.models.folder import refuse_misfits
 
     named = read_json(component / "config.json").get("_class_name")
     if named != kind.__name__:
         raise ModelError(f"{component}: config.json is of a {named!r}, and this must be a {kind.__name__}")
     stem = _WEIGHTS["diffusers"]
     variant = _variant(component, stem)
-    refuse_pickles(component, stem if variant is None else f"{stem}.{variant}")
+    refuse_absurd(component / "config.json", weights_of(component, stem if variant is None else f"{stem}.{variant}"))
     try:
-        with _quiet():
+        with _quiet(), offline():
             module, info = kind.from_pretrained(
                 component, torch_dtype=getattr(torch, dtype), variant=variant, use_safetensors=True, local_files_only=True,
                 output_loading_info=True,
             )  # fmt: skip
-    except UNUSABLE as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # what a configuration can break inside diffusers has no common class
         raise ModelError(
             f"{component}: the network cannot be opened ({first_line(error)}); check config.json and the weights"
         ) from error
@@ -262,8 +269,6 @@ def _vae(
     kind: Any,  # noqa: ANN401 - of diffusers
     dtype: DiffusionDtype,
 ) -> Any:  # noqa: ANN401 - of diffusers
-    from muaudit.models.folder import read_json
-
     # diffusers' own default: the codes of most VAEs overflow in float16.
     careful = dtype == "float16" and read_json(component / "config.json").get("force_upcast", True)
     return _network(component, kind, "float32" if careful else dtype)

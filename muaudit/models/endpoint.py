@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from copy import copy
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
@@ -53,6 +54,7 @@ class Endpoint:
         self._server = Server(settings, self.meter)
         self._digest = digest or settings.content_digest()
         self._seconds = 0.0
+        self._occasion: dict[str, str] = {}
 
     @classmethod
     def open(cls, settings: EndpointConfig, store: Path, *, digest: str = "") -> Self:
@@ -70,6 +72,12 @@ class Endpoint:
             EnvironmentFault: The extra is not installed, or the key is not in the environment.
         """
         return cls(settings, store, digest=digest)
+
+    def asked_anew(self, occasion: str) -> Self:
+        """The same endpoint, which asks again what was answered on other occasions; the answers are kept by occasion."""
+        other = copy(self)
+        other._occasion = {"occasion": occasion}
+        return other
 
     @property
     def digest(self) -> str:
@@ -121,7 +129,7 @@ class Endpoint:
         """The answers to requests, in the order given: those that are kept, and the rest from the server, several at a time."""
         started = time.perf_counter()
         path = "/chat/completions" if self.settings.api == "chat" else "/completions"
-        keys = [key_of(what="answer", path=path, body=body) for body in bodies]
+        keys = [key_of(what="answer", path=path, body=body, **self._occasion) for body in bodies]
         answers = {key: kept for key in dict.fromkeys(keys) if (kept := self.store.get(key, Answer)) is not None}
         self.meter.count(reused=len(answers))
         missing = {key: (query, body) for key, query, body in zip(keys, queries, bodies, strict=True) if key not in answers}

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muaudit.compute import Stopwatch
-from muaudit.errors import EnvironmentFault, ModelError
+from muaudit.errors import EnvironmentFault, ModelError, UsageError
 from muaudit.examples import Examples
-from muaudit.loaders.example_columns import first_line
+from muaudit.loaders.example_columns import first_line, refuse_bomb
 from muaudit.manifest import manifest, manifest_digest
 from muaudit.models import class_scores
 from muaudit.models.classifier import refuse_pickles
@@ -173,7 +173,10 @@ def load_estimator(path: Path) -> Any:  # noqa: ANN401 - scikit-learn is untyped
     except ImportError as error:
         raise EnvironmentFault(f"{path}: opening it needs {error.name}; install it: pip install 'muaudit[vision]'") from error
     try:
+        refuse_bomb(path, str(path))
         foreign = skops.io.get_untrusted_types(file=path)
+    except UsageError:
+        raise
     except Exception as error:  # skops raises what its parsers of zip and JSON raise
         raise ModelError(
             f"{path}: not a file of skops ({first_line(error)}); store the estimator with skops.io.dump"

@@ -17,7 +17,18 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 from transformers.utils import logging as transformers_logging
 
 from muaudit.errors import EnvironmentFault, ModelError
-from muaudit.manifest import manifest, manifest_digest
+from muaudit.manifest import manifest, manifest_digest, unchanged
+from muaudit.models.inspection import read_json as read_json  # who opens a folder reads its configurations from here
+from muaudit.models.inspection import (
+    refuse_absurd,
+    refuse_code,
+    refuse_language_model,
+    refuse_no_folder,
+    refuse_tokenizer,
+    weights_of,
+)
+from muaudit.models.offline import offline
+from muaudit.models.weights_file import told
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
@@ -25,7 +36,7 @@ Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 UNUSABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, IndexError, SafetensorError)
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_CANARIES = ("", "a" * 64 + "!", " " * 64 + "!", "0" * 64 + "!", "a b " * 16 + "!", "\n" * 64 + "a")
 
 
 @dataclass(frozen=True)
@@ -75,24 +86,17 @@ def load(
     Raises:
         ModelError: The folder cannot be used.
     """
-    if not path.is_dir():
-        raise ModelError(f"{path}: no such folder; a model is a local folder with config.json, safetensors and a tokenizer")
-    adapter = (path / "adapter_config.json").is_file()
-    if adapter and base is None:
-        raise ModelError(f"{path}: an adapter (it has adapter_config.json) needs its model: give that folder as base")
-    if base is not None and not adapter:
-        raise ModelError(f"{path}: base is given, but this is no adapter (it lacks adapter_config.json); leave base out")
-    if base is not None and not base.is_dir():
-        raise ModelError(f"{base}: no such folder; give the adapter's model as base")
+    refuse_no_folder(path, base)
     whole = path if base is None else base
-    _refuse_code(whole)
-    refuse_pickles(whole, "model")
-    with quiet():
-        tokenizer = load_tokenizer(whole)
-        module = _network(whole, dtype, device_map, AutoModelForMaskedLM if masked else AutoModelForCausalLM)
-        if base is not None:
-            refuse_pickles(path, "adapter_model")
-            module = _merged(module, path)
+    folders = [folder for folder in (path, base) if folder is not None]
+    with unchanged(*folders):
+        kept = [manifest_digest(manifest(folder)) for folder in folders]
+        refuse_language_model(path, base)
+        with opening():
+            tokenizer = load_tokenizer(whole)
+            module = _network(whole, dtype, device_map, AutoModelForMaskedLM if masked else AutoModelForCausalLM)
+            if base is not None:
+                module = _merged(module, path, base)
     rows = module.get_input_embeddings().weight.shape[0]
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= rows:
@@ -100,7 +104,6 @@ def load(
             f"{whole}: the tokenizer's ids go up to {largest}, but the model has embeddings for {rows} tokens; "
             "this is another model's tokenizer: save the right one into the folder"
         )
-    kept = [manifest_digest(manifest(folder)) for folder in (path, base) if folder is not None]
     digest = hashlib.sha256(json.dumps([*kept, str(module.dtype)]).encode()).hexdigest()
     return Folder(module.eval(), tokenizer, digest)
 
@@ -126,66 +129,12 @@ def load_network(
     Raises:
         ModelError: The folder cannot be used.
     """
-    _refuse_code(path)
-    refuse_pickles(path, "model" if variant is None else f"model.{variant}")
-    with quiet():
-        return _network(path, dtype, None, kind, variant).eval()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object's file.
-
-    Raises:
-        ModelError: It cannot be read, or is none.
-    """
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}); save the model again with save_pretrained") from error
-    except ValueError as error:
-        raise ModelError(f"{path}: not JSON ({error}); save the model again with save_pretrained") from error
-    if not isinstance(values, dict):
-        raise ModelError(f"{path}: not a JSON object; save the model again with save_pretrained")
-    return values
-
-
-def _refuse_code(folder: Path) -> None:
-    for path in (folder / "config.json", folder / "tokenizer_config.json", folder / "preprocessor_config.json"):
-        if path.name == "config.json" or path.is_file():
-            named = read_json(path).get("auto_map")
-            if named:
-                raise ModelError(
-                    f"{path}: auto_map asks to run code from the folder ({', '.join(named)}), which muaudit never does; "
-                    "save the model in an architecture that transformers ships, without auto_map"
-                )
-
-
-def refuse_pickles(folder: Path, stem: str) -> None:
-    """Refuses a folder whose weights could only come from a pickle; pickles beside safetensors are never read.
-
-    Args:
-        folder: Where the weights are.
-        stem: Their file's name up to `.safetensors`.
-
-    Raises:
-        ModelError: They are pickled, missing, or named where they would not be digested.
-    """
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        named = read_json(index).get("weight_map")
-        shards = {str(shard) for shard in named.values()} if isinstance(named, dict) else {"?"}
-        if odd := sorted(shard for shard in shards if Path(shard).name != shard or not shard.endswith(".safetensors")):
-            raise ModelError(f"{index}: {odd[0]!r} is no safetensors file of this folder; save the model again")
-        if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
-            raise ModelError(f"{folder}: shard {missing[0]} is missing; copy the whole folder")
-    elif not (folder / f"{stem}.safetensors").is_file():
-        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-        if pickles:
-            raise ModelError(
-                f"{folder}: the weights are pickled ({pickles[0]}), and a pickle can run code when it is loaded; "
-                "save them as safetensors with save_pretrained(..., safe_serialization=True)"
-            )
-        raise ModelError(f"{folder}: no weights ({stem}.safetensors is missing); copy the whole folder")
+    with unchanged(path):
+        manifest(path)  # refuses links, which lead out of the folder
+        refuse_code(path)
+        refuse_absurd(path / "config.json", weights_of(path, "model" if variant is None else f"model.{variant}"))
+        with opening():
+            return _network(path, dtype, None, kind, variant).eval()
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -196,15 +145,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelError(f"{folder}: no tokenizer; save it into the folder with tokenizer.save_pretrained")
+    refuse_code(folder)
+    refuse_tokenizer(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except UNUSABLE as error:
-        raise ModelError(f"{folder}: the tokenizer cannot be opened ({_line(error)}); save it again") from error
-    except Exception as error:
-        # The Rust tokenizers raise bare Exception, and nothing narrower.
-        if type(error) is not Exception:
+        with opening():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer(list(_CANARIES))
+    except MemoryError:
+        raise
+    except BaseException as error:
+        # The Rust tokenizers raise bare Exception, and panic with what is no Exception at all.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise ModelError(f"{folder}: the tokenizer cannot be opened ({_line(error)}); save it again") from error
+        raise ModelError(f"{folder}: the tokenizer cannot be opened ({told(error)}); save it again") from error
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
@@ -226,8 +179,10 @@ def _network(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except UNUSABLE as error:
-        raise ModelError(f"{folder}: the model cannot be opened ({_line(error)}); check config.json and the weights") from error
+    except (ModelError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what a configuration can break inside transformers has no common class
+        raise ModelError(f"{folder}: the model cannot be opened ({told(error)}); check config.json and the weights") from error
     refuse_misfits(folder, info, module)
     return cast("PreTrainedModel", module)
 
@@ -255,20 +210,22 @@ def refuse_misfits(folder: Path, info: Mapping[str, Any], module: nn.Module) -> 
             )
 
 
-def _merged(module: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+def _merged(module: PreTrainedModel, adapter: Path, base: Path) -> PreTrainedModel:
     """Merges an adapter into its model; every one of its weights must find its place."""
-    read_json(adapter / "adapter_config.json")
     try:
         config = PeftConfig.from_pretrained(str(adapter))
+        config.base_model_name_or_path = str(base)  # peft would look for the one that the adapter names, on a hub too
         model = PeftModel.from_pretrained(module, str(adapter), config=config)
         with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
             saved = set(file.keys())
         wanted = set(get_peft_model_state_dict(model))
         if saved == wanted:
             return cast("PreTrainedModel", model.merge_and_unload(safe_merge=True))
-    except UNUSABLE as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # nor has what an adapter's can break inside peft
         raise ModelError(
-            f"{adapter}: the adapter cannot be merged into its model ({_line(error)}); is base the right one?"
+            f"{adapter}: the adapter cannot be merged into its model ({told(error)}); is base the right one?"
         ) from error
     odd = sorted(saved ^ wanted)
     raise ModelError(
@@ -276,10 +233,11 @@ def _merged(module: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     )
 
 
-def _line(error: BaseException) -> str:
-    """The error's first line, short enough for one line of a terminal."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text if len(text) <= 200 else text[:197] + "..."
+@contextmanager
+def opening() -> Iterator[None]:
+    """Keeps a library that opens a folder quiet, and off the network."""
+    with quiet(), offline():
+        yield
 
 
 @contextmanager

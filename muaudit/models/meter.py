@@ -18,6 +18,12 @@ COUNTS = ("requests", "retries", "failures", "answers", "reused", "prompt_tokens
 _NAMES = 20
 """Most names under which a server said it answered that are kept; a hostile one could make up any number."""
 
+_FARTHEST = 660.0
+"""Seconds; a server's wish for a rest is heeded for ten minutes at most, so no turn is further away for that."""
+
+_QUEUE = 1000
+"""Requests that may wait for their turn, over all workers."""
+
 
 def folder_of(settings: EndpointConfig, store: Path) -> Path:
     """Where answers and counts of an endpoint are kept: one folder for each model of each server."""
@@ -64,7 +70,10 @@ class Meter:
                     f"max_requests = {self.budget} is spent ({sent} requests sent for this store); the answers are kept: "
                     "raise max_requests and run the same command again to go on"
                 )
-            turn = max(turn, time.time())
+            now = time.time()
+            if turn > now + _FARTHEST + _QUEUE * self.interval:  # the clock was set back since
+                turn = now
+            turn = max(turn, now)
             base.execute(
                 "UPDATE meter SET requests = requests + 1, retries = retries + ?, turn = ?", (retry, turn + self.interval)
             )

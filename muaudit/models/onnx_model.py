@@ -1,6 +1,7 @@
 """ONNX files: classifiers and regressors of which only outputs can be had."""
 
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -35,7 +36,7 @@ class _Session:
         self.path = path
         self.digest = manifest_digest(files)
         self.stopwatch = Stopwatch()
-        self._session = _opened(file)
+        self._session = _opened(file, alone=not path.is_dir())
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type not in _DTYPES:
             kinds = ", ".join(f"{one.name}: {one.type}" for one in inputs)
@@ -165,7 +166,22 @@ def _file(path: Path) -> Path:
     return found[0]
 
 
-def _opened(file: Path) -> Any:  # noqa: ANN401 - onnxruntime is untyped
+def _session(
+    onnxruntime: Any,  # noqa: ANN401 - onnxruntime is untyped
+    file: Path,
+    options: Any,  # noqa: ANN401 - onnxruntime is untyped
+    alone: bool,
+) -> Any:  # noqa: ANN401 - onnxruntime is untyped
+    how = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}
+    if not alone:
+        return onnxruntime.InferenceSession(str(file), options, **how)
+    # What is one file is opened from its bytes, beside nothing: however it spells the name of another, there is none.
+    with tempfile.TemporaryDirectory() as nothing:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", nothing)
+        return onnxruntime.InferenceSession(file.read_bytes(), options, **how)
+
+
+def _opened(file: Path, *, alone: bool) -> Any:  # noqa: ANN401 - onnxruntime is untyped
     try:
         import onnxruntime
     except ImportError as error:
@@ -175,7 +191,7 @@ def _opened(file: Path) -> Any:  # noqa: ANN401 - onnxruntime is untyped
     options.use_deterministic_compute = True
     options.log_severity_level = 4  # what matters is raised
     try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        session = _session(onnxruntime, file, options, alone)
         _ = [(one.name, one.shape) for one in (*session.get_inputs(), *session.get_outputs())]
         return session
     except Exception as error:

@@ -14,6 +14,7 @@ from statistics import harmonic_mean
 from typing import Any, Literal
 
 from muaudit.errors import ModelError, NotApplicable
+from muaudit.loaders.example_columns import half_character
 from muaudit.manifest import manifest, manifest_digest
 from muaudit.models import Query, TextScore
 from muaudit.task import Fact, ForgetTask, Paraphrase
@@ -183,6 +184,8 @@ def _load(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: not JSON ({error}); a recorded model is one JSON file") from error
     if not isinstance(data, dict):
         raise ModelError(f"{path}: a {type(data).__name__} where an object belongs; check `format`")
+    if half_character(data):
+        raise ModelError(f"{path}: holds half a character (\\ud800 to \\udfff alone); record whole characters")
     return data
 
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from muaudit.errors import ModelError, NotApplicable, UsageError
 from muaudit.examples import Examples, Outputs
+from muaudit.loaders.example_columns import refuse_bomb
 from muaudit.results import Frozen
 from muaudit.store import key_of, write_atomically
 from muaudit.training import vendor
@@ -297,6 +298,7 @@ class RecordedCohort:
         """
         try:
             self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            refuse_bomb(path, str(path))
             with np.load(path, allow_pickle=False) as file:
                 logits, keep, ids = (np.asarray(file[name]) for name in ("logits", "keep", "ids"))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

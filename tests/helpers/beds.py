@@ -99,7 +99,8 @@ class ExamplesBed:
             "recipe": recipe,
             "procedure": {"function": "muaudit.testbed.classification.fine_tune:unlearn"},
             "shadows": {"count": 64},
-            "run": {"out": str(kept / "audit"), "store": str(kept / "store")},
+            "policy": {"name": "classification", "partial": True},
+            "run": {"seed": "2026", "out": str(kept / "audit"), "store": str(kept / "store")},
         }
         frozen = plan.make(parse(values, "the contract's audit"), Path())
         self.workbench = Workbench(frozen, Path(), lambda done, total, what: None)
@@ -131,8 +132,8 @@ class ImagesBed:
             "original": self.models["original"].model_dump(),
             "references": [self.models[name].model_dump() for name in (*REFERENCES, CALIBRATION)],
             "preset": "diffusion",
-            "policy": {"name": "diffusion"},
-            "run": {"out": str(kept / "audit"), "store": str(kept / "store"), "device": "cpu"},
+            "policy": {"name": "diffusion", "partial": True},
+            "run": {"seed": "2026", "out": str(kept / "audit"), "store": str(kept / "store"), "device": "cpu"},
         }
         frozen = plan.make(parse(values, "the contract's audit"), Path())
         self.workbench = Workbench(frozen, Path(), lambda done, total, what: None)

@@ -76,10 +76,12 @@ def settings(**changed: Any) -> dict[str, Any]:
         "target": classifier("honest"),
         "original": classifier("original"),
         "references": [classifier(f"reference-{number}") for number in (1, 2, 3)],
-        "policy": {"name": "classification", "margins": MARGINS},
+        "policy": {"name": "classification", "margins": MARGINS, "partial": True},
         "attacks": {"unlearning_metrics": {}},
     }
-    return {name: value for name, value in (values | changed).items() if value is not None}
+    values |= changed
+    values["run"] = {"seed": "2026"} | (values.get("run") or {})
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def write(folder: Path, **changed: Any) -> Path:

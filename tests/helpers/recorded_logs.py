@@ -31,8 +31,9 @@ def recorded_audit(folder: Path, target: str, *, noise: float = 0.05, sections: 
     Returns:
         The path of `TARGET.toml`; its output goes to `audit-TARGET`.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     write_logs(folder, MODELS, noise=noise)
-    text = f'[task]\nkind = "recorded"\ncluster_size = {FACTS}\n[run]\nout = "audit-{target}"\n'
+    text = f'[task]\nkind = "recorded"\ncluster_size = {FACTS}\n[run]\nseed = "2026"\nout = "audit-{target}"\n'
     text += "[target]\n" + MODEL.format(target) + "[original]\n" + MODEL.format("original")
     text += "".join("[[references]]\n" + MODEL.format(name) for name in MODELS if name.startswith("retrained"))
     text += "[attacks.memorization]\n[attacks.relearning]\n" + sections

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OUTER = {"cli", "command_line", "commands", "__main__", "delivery", "demo", "testing", "pytest_plugin"}
+OUTER = {"cli", "command_line", "commands", "__main__", "delivery", "demo", "gate", "testing", "pytest_plugin"}
 """Modules of the package that may use reports, the testbed and attacks: they are the outer layer."""
 
 FOLDERS = {"muaudit": "muaudit", "attacks": "muaudit.attacks", "reports": "muaudit.reports"}

@@ -23,7 +23,8 @@ def audited(folder: dict[str, Path], out: Path, references: list[str], **changes
         "original": model("original"),
         "references": [model(name) for name in references],
         "attacks": {"activation_patching": {}},
-        "run": {"out": str(out)},
+        "policy": {"partial": True},
+        "run": {"seed": "2026", "out": str(out)},
     }
     return runner.audit(AuditConfig.model_validate(settings | changes))
 

@@ -330,7 +330,7 @@ def test_regressors_are_audited_by_their_errors(tmp_path: Path) -> None:
     references = [{"kind": "regressor", "path": f"reference-{number}"} for number in (1, 2, 3)]
     attacks = {"unlearning_metrics": {}, "lira": {}}
     changed = {"task": task, "recipe": recipe, "shadows": {"count": 4}, "references": references, "attacks": attacks}
-    changed["policy"] = {"name": "classification", "margins": {"unlearning_metrics": 0.05}}
+    changed["policy"] = {"name": "classification", "partial": True, "margins": {"unlearning_metrics": 0.05}}
     report = scan(tmp_path, code=1, target=regressor, original=None, **changed)
     here = found(report)
     assert here["unlearning_metrics"].verdict is Verdict.FAIL

@@ -61,9 +61,9 @@ def write(folder: Path, **changed: Any) -> None:
         "target": model("target"),
         "original": model("original"),
         "references": [model(f"reference-{number}") for number in (1, 2, 3)],
-        "policy": {"name": "diffusion"},
+        "policy": {"name": "diffusion", "partial": True},
         "attacks": {"seed_search": {"seeds": 3}},
-        "run": {"device": "cpu"},
+        "run": {"seed": "2026", "device": "cpu"},
     }
     values |= changed
     (folder / "audit.toml").write_text(
@@ -102,7 +102,7 @@ def test_a_second_scan_computes_nothing_and_workers_change_nothing(folder: Path)
     assert (first.run.reused, again.run.computed) == (0, 0)
     assert findings(again) == findings(first)
     shutil.rmtree(folder / "audit")
-    write(folder, attacks={"seed_search": {"seeds": 3}, "soft_prompt": SOFT}, run={"device": "cpu", "workers": 2})
+    write(folder, attacks={"seed_search": {"seeds": 3}, "soft_prompt": SOFT}, run={"seed": "2026", "device": "cpu", "workers": 2})
     spread, _ = scan(folder)
     assert spread.run.computed == first.run.computed
     assert findings(spread) == findings(first)
@@ -144,7 +144,7 @@ def test_a_policy_can_hide_pictures(folder: Path, how: str) -> None:
     write(folder)
     shown, _ = scan(folder)
     (folder / "house.toml").write_text(house, encoding="utf-8")
-    write(folder, policy={"name": "house.toml"})
+    write(folder, policy={"name": "house.toml", "partial": True})
     hidden, _ = scan(folder)
     before, after = shown.findings[0].pictures, hidden.findings[0].pictures
     assert hidden.run.computed == 0

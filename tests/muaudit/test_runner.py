@@ -9,7 +9,7 @@ import pytest
 from recorded_logs import recorded_audit
 
 import muaudit
-from muaudit import config, plan
+from muaudit import config, measuring, plan
 from muaudit import registry as attacks
 from muaudit.attack import Attack, Bench, Measurement, Prepared
 from muaudit.errors import EnvironmentFault, ModelError, UsageError
@@ -42,7 +42,7 @@ class Faulty(Attack):
 
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = attacks.registered() | {
+    known = dict(attacks.registered()) | {
         "faulty": attacks.Registered(Faulty, "elsewhere"),
         "broken": attacks.Broken("broken", "elsewhere", "elsewhere: attack 'broken' does not load: ImportError: gone"),
     }
@@ -164,14 +164,27 @@ def test_nan_in_a_record_is_one_clear_line(folder: Path) -> None:
     assert len(list((folder / "audit-honest" / "store").rglob("*.json"))) == 2, "what was prepared and measured before is kept"
 
 
-def test_too_little_memory_is_the_environments_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_the_attacks_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from muaudit.models.recorded import Recorded
 
     def starved(*_: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(Recorded, "score", starved)
-    with pytest.raises(EnvironmentFault, match="lower the model's batch_size"):
+    report = muaudit.audit(recorded_audit(folder, "honest"))
+    assert verdicts(report)["memorization"] is Verdict.ERROR
+    reason = next(finding.reason for finding in report.findings if finding.attack == "memorization")
+    assert "out of memory" in reason
+    assert "lower the model's batch_size" in reason
+    assert report.verdict is not Verdict.PASS
+
+
+def test_too_little_memory_to_open_a_model_is_the_environments_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def starved(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(measuring, "open_model", starved)
+    with pytest.raises(EnvironmentFault, match="target: out of memory when it was opened; lower the model's batch_size"):
         muaudit.audit(recorded_audit(folder, "honest"))
 
 

@@ -11,15 +11,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import local_tsa
 import pytest
 import rfc8785
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sample import ISSUED, Audit, sample_report
 
 from muaudit.errors import UsageError, VerificationError
-from muaudit.reports import attestation
-from muaudit.reports.attestation import PAYLOAD_TYPE, PREDICATE_TYPE, seal, sign, verify
-from muaudit.reports.keys import PublicKey, fingerprint_of, keygen, load_private, load_public
+from muaudit.reports import envelope as envelopes
+from muaudit.reports import timestamps
+from muaudit.reports.attestation import seal, sign, verify
+from muaudit.reports.envelope import PAYLOAD_TYPE
+from muaudit.reports.keys import PublicKey, fingerprint_of, keygen, load_private, load_public, write_public
+from muaudit.reports.statement import PREDICATE_TYPE
 from muaudit.results import Verdict
 
 ROOT = Path(__file__).parents[2]
@@ -119,9 +124,9 @@ def test_what_is_no_envelope_is_refused(audit: Audit, data: bytes) -> None:
 
 
 def test_too_large_is_refused_before_it_is_parsed(audit: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attestation, "_canonical", lambda *_: pytest.fail("parsed"))
+    monkeypatch.setattr(envelopes, "canonical", lambda *_: pytest.fail("parsed"))
     with pytest.raises(VerificationError, match="more than any that muaudit writes"):
-        verify(b" " * (attestation.SIZE_LIMIT + 1), [audit.public])
+        verify(b" " * (envelopes.SIZE_LIMIT + 1), [audit.public])
 
 
 def test_another_spelling_is_refused(audit: Audit) -> None:
@@ -151,11 +156,13 @@ def _url_safe(fields: dict[str, Any]) -> None:
         (lambda fields: fields.update(payload=7), "payload is not base64"),
         (lambda fields: fields.update(signatures=[]), "carries no signature"),
         (lambda fields: fields.update(signatures={}), "carries no signature"),
-        (lambda fields: fields["signatures"][0].update(cert="x"), "exactly keyid and sig"),
-        (lambda fields: fields["signatures"][0].pop("keyid"), "exactly keyid and sig"),
-        (lambda fields: fields["signatures"][0].update(keyid=7), "exactly keyid and sig"),
+        (lambda fields: fields["signatures"][0].update(cert="x"), "exactly keyid"),
+        (lambda fields: fields["signatures"][0].pop("keyid"), "exactly keyid"),
+        (lambda fields: fields["signatures"][0].update(keyid=7), "exactly keyid"),
+        (lambda fields: fields["signatures"][0].update(keyid="../../auditor"), "exactly keyid"),
+        (lambda fields: fields["signatures"][0].update(keyid="f" * 63 + "\0"), "exactly keyid"),
         (lambda fields: fields["signatures"].append(dict(fields["signatures"][0])), "out of order or double"),
-        (lambda fields: fields["signatures"].append({"keyid": "ff" * 33, "sig": "AAAA"}), "not signed by Lab X"),
+        (lambda fields: fields["signatures"].append({"keyid": "ff" * 32, "sig": "AAAA"}), "not signed by Lab X"),
         (_slack, "spare bits of base64"),
         (_url_safe, "signature is not base64"),
     ],
@@ -231,7 +238,7 @@ class TestTwoSigners:
         (lambda statement: statement["predicate"].update(verdict="fine"), "verdict"),
         (lambda statement: statement["predicate"].update(issuedAt="yesterday"), "issuedAt"),
         (lambda statement: statement["predicate"].update(issuedAt="2026-11-20T12:00:00"), "UTC"),
-        (lambda statement: statement["predicate"].update(signers=[]), "names 0 signers"),
+        (lambda statement: statement["predicate"].update(signers=[], roles={}), "names 0 signers"),
         (lambda statement: statement.pop("predicate"), "predicate"),
     ],
 )
@@ -406,17 +413,49 @@ class TestWithoutMuaudit:
 
     def test_digests_of_report_model_and_manifest(self, audit: Audit) -> None:
         self.run(audit, 1)
-        expected, present = self.run(audit, 2).stdout.split()
+        expected, present = self.run(audit, 3).stdout.split()
         assert expected == present
-        lines = self.run(audit, 3).stdout.split("\n")
+        lines = self.run(audit, 4).stdout.split("\n")
         assert lines[:6] == [*(f"{name}: OK" for name in TestModel.NAMES), "4", "4"]
-        listed, subject = self.run(audit, 4).stdout.split()
+        listed, subject = self.run(audit, 5).stdout.split()
         assert listed == subject == audit.report.target.digest
 
     def test_a_changed_file_is_called_failed(self, audit: Audit) -> None:
         self.run(audit, 1)
         (audit.model / "config.json").write_bytes(b"{}")
-        assert "config.json: FAILED" in self.run(audit, 3).stdout
+        assert "config.json: FAILED" in self.run(audit, 4).stdout
+
+    def test_an_ecdsa_key(self, audit: Audit) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        (audit.folder / "auditor.pub").unlink()
+        write_public(key.public_key(), audit.folder / "auditor", "Lab X")
+        envelope = seal(audit.report, audit.report.canonical(), [key], issued_at=ISSUED)
+        (audit.folder / "audit.intoto.json").write_bytes(envelope)
+        self.run(audit, 1)
+        assert self.run(audit, 2).stdout == "Verified OK\n"
+
+    def test_the_second_of_two_signatures(self, audit: Audit) -> None:
+        private, public, _ = keygen(audit.folder / "operator", "Operator")
+        keys = [load_private(audit.private), load_private(private)]
+        envelope = seal(audit.report, audit.report.canonical(), keys, issued_at=ISSUED)
+        (audit.folder / "audit.intoto.json").write_bytes(envelope)
+        signers = {audit.public.fingerprint: audit.folder / "auditor.pub", load_public(public).fingerprint: public}
+        for number, field in enumerate(("18", "26")):
+            recipe = _recipe(1).replace("-f18", f"-f{field}").replace("auditor.pub", str(signers[sorted(signers)[number]]))
+            done = subprocess.run(["bash", "-c", recipe], cwd=audit.folder, capture_output=True, text=True, check=False)
+            assert "Signature Verified Successfully" in done.stdout, done.stderr
+
+    def test_a_time_stamp(self, audit: Audit, tmp_path: Path) -> None:
+        pytest.importorskip("rfc3161_client", reason="needs the extra `tsa`")
+        tsa = local_tsa.make(tmp_path / "tsa")
+        (audit.folder / "tsa-root.pem").write_bytes(tsa.root.read_bytes())
+        ((fingerprint, signature),) = envelopes.unpack(audit.envelope).signatures.items()
+        path = timestamps.beside(audit.folder / "audit.intoto.json", fingerprint)
+        path.write_bytes(tsa.reply(timestamps.query(signature)))
+        self.run(audit, 1)
+        done = self.run(audit, 6)
+        assert "Verification: OK" in done.stdout + done.stderr
+        assert re.search(r"Time stamp: \w{3} .* GMT", done.stdout)
 
 
 def test_the_key_is_never_in_what_is_written(audit: Audit) -> None:

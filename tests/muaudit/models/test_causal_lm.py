@@ -302,7 +302,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "own code": (edit_config(auto_map={"AutoModelForCausalLM": "evil.Model"}), "auto_map.*AutoModelForCausalLM"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
     "pickled weights": (pickle_weights, "pickle can run code"),
-    "truncated weights": (truncate, "cannot be opened"),
+    "truncated weights": (truncate, "is cut short"),
     "missing weight": (edit_weights(lambda tensors: tensors.pop("model.norm.weight")), "1 missing weights .*model.norm.weight"),
     "further weight": (edit_weights(lambda tensors: tensors.update(odd=torch.zeros(2))), "1 unexpected weights .*odd"),
     "wrong shape": (edit_weights(lambda tensors: tensors.update({"model.norm.weight": torch.zeros(2)})), "opened|mismatched"),

@@ -221,7 +221,7 @@ def test_a_mismatched_weight_is_an_error(stable: Path, file: str) -> None:
 @pytest.mark.parametrize("file", [UNET, VAE, TEXT])
 def test_nan_weights_are_refused(stable: Path, file: str) -> None:
     reweigh(stable / file, lambda one: one[sorted(one)[-1]].view(-1)[:1].fill_(float("nan")))
-    refused(stable, f"{Path(file).parent}: weight .* holds NaN or infinity")
+    refused(stable, f"{file}: weight .* holds NaN or infinity")
 
 
 def test_weights_that_single_precision_alone_can_hold_are_refused_in_half(stable: Path) -> None:
@@ -255,7 +255,7 @@ def test_shards_that_are_pickles_or_lie_elsewhere_are_refused(stable: Path, shar
 
 def test_damaged_weights_are_refused(stable: Path) -> None:
     (stable / UNET).write_bytes((stable / UNET).read_bytes()[:1000])
-    refused(stable, "unet: the network cannot be opened")
+    refused(stable, "unet/diffusion_pytorch_model.safetensors: is cut short")
 
 
 def test_no_weights_are_refused(stable: Path) -> None:
@@ -421,7 +421,7 @@ def test_a_tokenizer_without_padding_is_refused(pixel: Path) -> None:
         ({"timestep_type": "continuous"}, "continuous timesteps"),
         ({"beta_end": 3.0}, "noise levels leave no signal"),
         ({"beta_schedule": "mine"}, "scheduler's configuration cannot be used"),
-        ({"num_train_timesteps": "many"}, "scheduler's configuration cannot be used"),
+        ({"num_train_timesteps": "many"}, "num_train_timesteps is many"),
     ],
 )
 def test_schedulers_of_another_kind_are_refused(stable: Path, change: dict[str, Any], message: str) -> None:
