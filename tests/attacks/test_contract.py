@@ -44,6 +44,7 @@ SIZES = IMAGES | {
     "retention": {"images_per_prompt": IMAGES["retention"]["images_per_prompt"]},
     "unlearndiffatk": IMAGES["unlearndiffatk"] | {"baselines": False},
     "p4d": IMAGES["p4d"] | {"baselines": False},
+    "concept_inversion": IMAGES["concept_inversion"] | {"budgets": [120]},
     "soft_prompt": IMAGES["soft_prompt"] | {"steps": 40, "batch": 1},
 }
 """Attacks on image generators are as large as in the example, some a little smaller; those that train their own references
