@@ -401,7 +401,11 @@ class Ledger(Frozen):
 
 
 class RunRecord(Frozen):
-    """Times and host facts: all that may differ between two runs of one plan."""
+    """Times and host facts: all that may differ between two runs of one plan.
+
+    `peak_memory` is the most main memory that one process of this run held at a time, in bytes; None where the system does not
+    say.
+    """
 
     started: str
     finished: str
@@ -413,6 +417,7 @@ class RunRecord(Frozen):
     host: dict[str, str]
     versions: dict[str, str]
     ledgers: tuple[Ledger, ...] = ()
+    peak_memory: int | None = None
 
 
 class AuditReport(Frozen):

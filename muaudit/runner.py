@@ -165,6 +165,7 @@ def _record(frozen: Plan, works: "Sequence[_Run]", started: datetime, seconds: f
         host={"system": platform.platform(), "processor": platform.machine(), "python": platform.python_version()},
         versions=frozen.versions,
         ledgers=books.closed(),
+        peak_memory=compute.peak_memory(),
     )
 
 
