@@ -192,11 +192,11 @@ class ConceptRelearning(Attack):
             run |= {"own": own, "other": other}
         return {"embedder": embedder.digest}
 
-    def _embedder(self, folder: Path) -> "Embedder":
+    def _embedder(self, folder: Path, device: str = "auto") -> "Embedder":
         from muaudit.diffusion.embedding import Embedder
 
         assert self.embedder is not None  # noqa: S101 - checked with the parameters
-        return Embedder.open(folder / self.embedder)
+        return Embedder.open(folder / self.embedder, device=device)
 
     def measure(self, model: Model, prepared: Prepared, rng: np.random.Generator) -> Measurement:
         """Trains a copy a run and number of images, and scores it; the training's seed is the same for every model."""
@@ -205,7 +205,7 @@ class ConceptRelearning(Attack):
         assert isinstance(model, Denoises)  # noqa: S101 - the runner checked `needs`
         task, data, pipeline = prepared.images, prepared.data, model.pipeline()
         by_id = {one.id: one for one in task.forget}
-        embedder = self._embedder(prepared.folder) if self.mode == "subject" else None
+        embedder = self._embedder(prepared.folder, str(pipeline.device)) if self.mode == "subject" else None
         budgets, runs = tuple(sorted({0, *self.budgets})), []
         for planned in data["runs"]:
             run = _Run(task, [by_id[name] for name in planned["score"]], planned, self.subject_prompt, embedder)

@@ -3,7 +3,8 @@
     python benchmarks/diffusion_battery.py [SECTION ...] [--out FOLDER] [--workers 2] [--write docs/diffusion.md]
 
 Sections: `methods` (every unlearning method of the testbed `sketches` against every attack, with the parameters of
-examples/diffusion/audit.toml; references in the last rows) and `retention` (UnlearnCanvas's numbers). With --write, each goes
+examples/diffusion/audit.toml; references in the last rows), `seeds` (some of them made with another seed, and honest retrains
+that nothing was tuned on) and `retention` (UnlearnCanvas's numbers). With --write, each goes
 between its own markers of a document. Speed: `diffusion_attack.py`.
 """
 
@@ -24,6 +25,9 @@ from muaudit.testbed.diffusion.build import METHODS, PRESETS, build
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "diffusion" / "audit.toml"
 REFERENCES = ("reference-1", "reference-2", "reference-3", "reference-4")
+OTHERS = ("keyword-1", "esd-1", "mislabel-1", "advunlearn-1", "retrain-1", "retrain-2", "retrain-3")
+"""Their originals are trained with another seed; no parameter was chosen by them."""
+
 MARKS = {
     Verdict.PASS: "pass",
     Verdict.FAIL: "**FAIL**",
@@ -105,7 +109,16 @@ def _audits(out: Path, workers: int) -> dict[str, AuditReport]:
 
 def methods(out: Path, workers: int) -> Table:
     """A row a model, a cell an attack: verdict, success per query / best of n."""
-    reports = _audits(out, workers)
+    return _rows(_audits(out, workers))
+
+
+def seeds(out: Path, workers: int) -> Table:
+    """The same for methods that started from another original, and for further retrains."""
+    paths = build(PRESETS["sketches"], out / "sketches", [*REFERENCES, "original", *OTHERS], jobs=workers)
+    return _rows({name: audit(settings(paths, name, REFERENCES, out, workers), name) for name in OTHERS})
+
+
+def _rows(reports: Mapping[str, AuditReport]) -> Table:
     columns = list(tomllib.loads(EXAMPLE.read_text(encoding="utf-8"))["attacks"])
     lines = [f"| target | {' | '.join(columns)} | worst retention gap |", f"|{' --- |' * (len(columns) + 2)}"]
     for name, report in reports.items():
@@ -133,7 +146,7 @@ def _summaries(report: AuditReport) -> dict[str, float]:
     return found[0].summaries.get("target", {}) if found else {}
 
 
-SECTIONS: dict[str, Callable[[Path, int], Table]] = {"methods": methods, "retention": retention}
+SECTIONS: dict[str, Callable[[Path, int], Table]] = {"methods": methods, "seeds": seeds, "retention": retention}
 
 
 def write(path: Path, section: str, lines: Sequence[str]) -> None:

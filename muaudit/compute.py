@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from muaudit.errors import EnvironmentFault, UsageError
@@ -137,3 +139,22 @@ def spread(
     from muaudit.training.clusters import gather
 
     yield from gather(work, together, workers=workers, backend=backend, address=address)
+
+
+def peak_memory() -> int | None:
+    """The most main memory that this process, or one of those that it started and that ended, held at a time, in bytes.
+
+    Returns:
+        Bytes; None where the system does not count them (Windows).
+    """
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    own, ended = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    if sys.platform == "darwin":
+        return max(own, ended)
+    # Linux hands getrusage's peak on to whatever a process starts; its own stands here.
+    status = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii", errors="replace"))
+    return 1024 * max(own if status is None else int(status[1]), ended)
+

@@ -69,6 +69,7 @@ class Outcome:
         fault: How an attack that failed ended.
         over_budget: Whether there is none because the attack did not fit into the budget; it is `skipped`, too.
         queries: What was asked of the model under a budget, where it is no endpoint.
+        peak_memory: The most main memory that the process held that computed it, in bytes; 0 where nobody counts.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Outcome:
     fault: isolation.Fault | None = None
     over_budget: bool = False
     queries: int = 0
+    peak_memory: int = 0
 
 
 def lost_before(job: Job, outcomes: Iterable[Outcome]) -> str | None:
@@ -205,7 +207,8 @@ def attacked(frozen: Plan, base: Path, job: Job, key: str, allowance: Allowance 
         said = MEMORY if memory else told(error).replace(f"{base}/", "")  # a report names paths as the plan does
         fault: isolation.Fault = "memory" if memory else "raised"
         return replace(none, error=said, fault=fault, queries=used.local)
-    return replace(none, computed=True, model_seconds=model.model_seconds - before, record=record, queries=used.local)
+    seconds, peak = model.model_seconds - before, compute.peak_memory() or 0
+    return replace(none, computed=True, model_seconds=seconds, record=record, queries=used.local, peak_memory=peak)
 
 
 def _model(frozen: Plan, base: Path, job: Job, kept: Path) -> Model:

@@ -16,7 +16,7 @@ import numpy as np
 from muaudit import compute, isolation, measuring, plan, store
 from muaudit.budgets import Account, Allowance, Used
 from muaudit.config import FactsTask, ImagesTask
-from muaudit.errors import ModelError, NotApplicable, ServerFault, StorageFault
+from muaudit.errors import ModelError, ServerFault, StorageFault
 from muaudit.estimators.repetition import CONTRASTS, Answer, Contrast, Count, counts, more_often, spread
 from muaudit.image_task import ImageTask
 from muaudit.language.refusals import evasions

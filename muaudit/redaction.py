@@ -274,8 +274,8 @@ class _Redactor:
             one["told"] = self._prose(one["told"], f"/conduct/{number}/told")
         found = AuditReport.model_validate(public)
         public["reason"] = self._prose(public["reason"], "/reason", zip(_of_audit(self.report), _of_audit(found), strict=False))
-        made = [*zip(_of_limits(self.report), _of_limits(found), strict=False), *((text, text) for text in LIMITS)]
-        public["limits"] = [self._prose(text, f"/limits/{index}", made) for index, text in enumerate(public["limits"])]
+        known = [*zip(_of_limits(self.report), _of_limits(found), strict=False), *((text, text) for text in LIMITS)]
+        public["limits"] = [self._prose(text, f"/limits/{index}", known) for index, text in enumerate(public["limits"])]
 
     def _lacking(self, text: str) -> bool:
         """Whether a sentence tells what a kind of models lacks, and nothing else."""

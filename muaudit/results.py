@@ -394,7 +394,11 @@ class Spent(Frozen):
 
 
 class RunRecord(Frozen):
-    """Times and host facts: all that may differ between two runs of one plan."""
+    """Times and host facts: all that may differ between two runs of one plan.
+
+    `peak_memory` is the most main memory that one process of this run held at a time, in bytes; None where the system does not
+    say.
+    """
 
     started: str
     finished: str
@@ -407,6 +411,7 @@ class RunRecord(Frozen):
     versions: dict[str, str]
     ledgers: tuple[Ledger, ...] = ()
     spent: Spent | None = None
+    peak_memory: int | None = None
 
 
 class AuditReport(Frozen):

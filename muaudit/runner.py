@@ -177,6 +177,7 @@ def _record(
         versions=frozen.versions,
         ledgers=books.closed(),
         spent=account.spent() if account.limited else None,
+        peak_memory=max([compute.peak_memory() or 0, *(work.peak_memory for work in works)]) or None,
     )
 
 
@@ -210,7 +211,7 @@ class _Run:
         self.bench = Workbench(frozen, base, progress)
         self.probe = Probe(frozen, base, apart=apart, note=self._note, account=account)
         self.computed = self.reused = 0
-        self.model_seconds = 0.0
+        self.model_seconds, self.peak_memory = 0.0, 0
 
     def findings(self) -> list[Finding]:
         """Prepares, measures and compares every planned attack; what cannot be done becomes a row that says so."""
@@ -312,6 +313,7 @@ class _Run:
             self.computed += outcome.computed
             self.reused += not outcome.computed and outcome.error is None
             self.model_seconds += outcome.model_seconds
+            self.peak_memory = max(self.peak_memory, outcome.peak_memory)
             self.progress(len(outcomes), len(jobs), f"{outcome.name}: {outcome.role}")
         return outcomes
 

@@ -106,7 +106,8 @@ def _say(result: "Reproduction", found: "list[Difference]", *, same: bool) -> No
         table.add_column(head, overflow="fold")
     for one in result.findings:
         gap = next((number for number in one.numbers if number.name == "gap"), None)
-        then, now = ("" if gap is None or value is None else signed(value, 4) for value in (gap and gap.then, gap and gap.now))
+        values = (None, None) if gap is None else (gap.then, gap.now)
+        then, now = ("" if value is None else signed(value, 4) for value in values)
         cells = (named(one.attack, one.measures), one.answer, then, now, str(one.then or "-"), str(one.now or "-"), one.told)
         table.add_row(*(Text(CONTROL.sub("?", cell)) for cell in cells))
     screen = console()

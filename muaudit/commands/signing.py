@@ -256,7 +256,8 @@ def verify(
     Exits with 0 when everything holds and with 4 when anything does not. A policy that asks for a verdict is another question:
     where all else holds and the verdict will not do, exits with 1 for fail and with 3 for what was not decided.
     """
-    data, files = _envelope(envelope), {"report": _report(envelope, report), "model": model}
+    data, signed = _envelope(envelope), _report(envelope, report)
+    files = {"report": signed, "model": model}
     if policy is not None:
         if keys or any(given.values()):
             raise UsageError("--policy says whom and what is trusted; give it alone, or --key, --tsa-root or --identity")
@@ -265,7 +266,7 @@ def verify(
         judged = _by_identity(data, keys, given, files)
     else:
         judged = _by_keys(data, envelope, keys, given["roots"], files)
-    judged = _opened(judged, files["report"], sealed)
+    judged = _opened(judged, signed, sealed)
     if as_json:
         put_json(_as_json(judged))
     else:

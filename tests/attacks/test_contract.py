@@ -36,12 +36,19 @@ BEDS = {"recovery": "corrupted"}
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "diffusion" / "audit.toml"
 
-SIZES = tomllib.loads(EXAMPLE.read_text(encoding="utf-8"))["attacks"] | {
+IMAGES = tomllib.loads(EXAMPLE.read_text(encoding="utf-8"))["attacks"]
+
+SIZES = IMAGES | {
     "worst_case": {"references": 4},
     "forgetting_quality": {"populations": 4, "models": 32},
+    "retention": {"images_per_prompt": IMAGES["retention"]["images_per_prompt"]},
+    "unlearndiffatk": IMAGES["unlearndiffatk"] | {"baselines": False},
+    "p4d": IMAGES["p4d"] | {"baselines": False},
+    "concept_inversion": IMAGES["concept_inversion"] | {"budgets": [120]},
+    "soft_prompt": IMAGES["soft_prompt"] | {"steps": 40, "batch": 1},
 }
-"""Attacks on image generators are as large as in the example; those that train their own references train one more here, for
-the honest retrain."""
+"""Attacks on image generators are as large as in the example, some a little smaller; those that train their own references
+train one more here, for the honest retrain."""
 
 
 class Subject:

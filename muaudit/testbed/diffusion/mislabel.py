@@ -1,25 +1,30 @@
 """Mislabelled fine-tuning: the concept's captions are learned as captions of other images."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from pydantic import Field
 from torch import Tensor, nn
 
 from muaudit.diffusion.pipeline import Pipeline
-from muaudit.testbed.diffusion.method import Descent, Draws
+from muaudit.testbed.diffusion.method import Descent, Draws, cross_attention
 from muaudit.testbed.diffusion.training import Batch, denoising_loss
 
 
 class Mislabel(Descent):
-    """Goes on training, on images of other concepts with captions of the forgotten one, and on what is kept."""
+    """Goes on training, on images of other concepts with captions of the forgotten one, and on what is kept.
+
+    Attributes:
+        weights: `x`, those of cross-attention alone, which read the caption; `all`, those of the text encoder too.
+    """
 
     name: ClassVar[str] = "mislabel"
     source: ClassVar[str] = "random labels: Golatkar et al. 2020, arXiv 1911.04933; here for captions"
 
-    steps: int = Field(default=150, ge=0)
+    weights: Literal["x", "all"] = "x"
 
     def trained(self, student: Pipeline) -> list[nn.Parameter]:
-        """All weights, those of the text encoder too."""
+        """The weights that are trained."""
+        if self.weights == "x":
+            return cross_attention(student)
         return [weight for module in student.modules().values() for weight in module.parameters()]
 
     def loss(self, student: Pipeline, original: Pipeline, draws: Draws) -> Tensor:

@@ -31,6 +31,7 @@ from muaudit.testbed.diffusion.data import Population, World, make_prompts, make
 from muaudit.testbed.diffusion.esd import ESD, Erasing  # noqa: E402
 from muaudit.testbed.diffusion.keyword import Keyword  # noqa: E402
 from muaudit.testbed.diffusion.method import Draws, Situation, trajectories  # noqa: E402
+from muaudit.testbed.diffusion.mislabel import Mislabel  # noqa: E402
 from muaudit.testbed.diffusion.salun import SalUn  # noqa: E402
 from muaudit.testbed.diffusion.training import (  # noqa: E402
     Recipe,
@@ -186,7 +187,7 @@ def test_methods_change_only_what_they_should(name: str, made: Callable[[str], P
         "concept_domain_correction": attention,
         "salun": {one for one in every if one.startswith("unet.")},
         "score_forgetting_distillation": {one for one in every if one.startswith("unet.")},
-        "mislabel": every,
+        "mislabel": attention,
         "advunlearn": {one for one in every if one.startswith("text_encoder.")},
     }
     assert found <= expected[name]
@@ -207,6 +208,12 @@ def test_a_retrain_is_the_training_without_the_concept(made: Callable[[str], Pip
 def test_the_other_half_of_esd_leaves_cross_attention(situation: Situation, original: Pipeline) -> None:
     found = changed(original, ESD(weights="u", steps=1, batch_size=4).unlearn(situation))
     assert found == {name for name in weights(original) if name.startswith("unet.") and ".attn2." not in name}
+
+
+def test_mislabelling_can_change_everything(situation: Situation, original: Pipeline) -> None:
+    assert changed(original, Mislabel(weights="all", steps=1, batch_size=4).unlearn(situation)) >= {
+        name for name in weights(original) if name.startswith("unet.")
+    }
 
 
 def test_keyword_erasure_makes_fillers_of_the_known_names(situation: Situation, original: Pipeline) -> None:
