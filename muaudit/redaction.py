@@ -33,9 +33,7 @@ _POLICY = r"(plan/)?policy/"
 
 FIXED = re.compile(
     rf"(plan/)?schema_version|verdict|{_FINDING}(measures|verdict|sided)|{_CARD}(access|sided)|conduct/\*/(check|state)"
-    rf"|{_POLICY}pictures|plan/config/(task|target|original|references/\*|recipe)/kind"
-    r"|plan/config/task/(sampler|agreement|image_mode)|plan/config/(target|original|references/\*)/(format|dtype|api)"
-    r"|plan/config/run/backend"
+    rf"|{_POLICY}pictures"
 )
 """Words of muaudit's own, each one of a few."""
 
@@ -49,7 +47,8 @@ OPEN = re.compile(
     rf"|(plan/)?data/\*/role|(plan/)?code/\*/(role|function)|conduct/\*/model"
     rf"|{_POLICY}(name|description|required/\*|skippable/\*|required_by_access/\*/\*)"
     r"|run/(started|finished|host/\*|versions/\*|ledgers/\*/(role|endpoint|served/\*))|plan/versions/\*"
-    r"|plan/config/(preset|policy/name|run/device|(target|original|references/\*)/(path|base|url|model))|plan/steps/\*/name"
+    r"|plan/config/(preset|policy/name|run/device|(series/\*/)?(target|original|references/\*)/(path|base|url|model|factory)"
+    r"|series/\*/name|(recipe|procedure)/function)|plan/steps/\*/name"
 )
 """What the auditor, the vendor and muaudit named; withheld where it quotes what is withheld."""
 
@@ -61,6 +60,9 @@ OWN = re.compile(
 
 CHOICE = re.compile(rf"{_CARD}parameters/\*|plan/config/attacks/\*/\*")
 """Parameters of attacks: they stay where they are one of a fixed choice."""
+
+CONFIG = re.compile(r"plan/config/(?!attacks/)")
+"""The configuration, whose words of muaudit's own stay too."""
 
 TEXT = re.compile(rf"{_FINDING}(worst_units/\*/transcripts/\*/\w+|pictures/\*/models/\*/\*/(prompt|png))")
 """Texts of units and what models said or drew, each with a salt of its own."""
@@ -134,10 +136,13 @@ def redact(data: bytes, *, name: str = "report.json", journal: bool = True) -> t
     if report.redaction is not None:
         raise UsageError(f"{name}: is redacted already; redact the whole report, which `muaudit reveal` puts together")
     whole: dict[str, Any] = json.loads(data)
+    try:
+        digest = hashlib.sha256(rfc8785.dumps(whole)).hexdigest()
+    except rfc8785.CanonicalizationError as error:
+        raise UsageError(f"{name}: cannot be written as canonical JSON ({error}); give what `muaudit scan` wrote") from error
     work = _Redactor(report, whole)
     public = work.public(journal=journal)
     values = tuple(work.sealer.values[token] for token in sorted(work.sealer.values))
-    digest = hashlib.sha256(rfc8785.dumps(whole)).hexdigest()
     sealed = SealedPart(tool=f"muaudit {VERSION}", report_sha256=digest, values=values).canonical()
     counts: dict[str, int] = {}
     for value in values:
@@ -219,6 +224,7 @@ class _Redactor:
             or (OPEN.fullmatch(flat) is not None and (self._shipped(text, place) or not self.quotes(text)))
             or (OWN.fullmatch(path) is not None and self._by_us(text, path, place))
             or (CHOICE.fullmatch(flat) is not None and self._chosen(text, place))
+            or (CONFIG.match(flat) is not None and text in _words().get(place.rpartition("/")[2], ()))
             or text == ""
         )
         return text if stays else self.sealer.seal(text, _kind(path), place, shared=True)
@@ -317,7 +323,10 @@ def _quoting(secrets: Iterable[str]) -> re.Pattern[str]:
         (text for text in stripped if _SHORTEST <= len(text) <= _LONGEST and re.search(r"[^\W\d_]", text)),
         key=lambda text: (-len(text), text),
     )
-    return re.compile("|".join(rf"(?<!\w){re.escape(text)}(?!\w)" for text in words) or r"(?!)", re.IGNORECASE)
+    # Jane Doe is in models/jane_doe too: whatever stands between the words will do.
+    spelled = (r"[\W_]+".join(re.escape(part) for part in re.split(r"[\W_]+", text) if part) for text in words)
+    every = "|".join(dict.fromkeys(spelled))
+    return re.compile(rf"(?<![^\W_])(?:{every})(?![^\W_])" if every else r"(?!)", re.IGNORECASE)
 
 
 def _of_finding(finding: Finding) -> Iterator[str]:
@@ -363,6 +372,17 @@ def _schema_keys() -> frozenset[str]:
     schemas = [AuditReport.model_json_schema(), Plan.model_json_schema()]
     every = [one for schema in schemas for one in (schema, *schema["$defs"].values())]
     return frozenset(key for one in every for key in one.get("properties", ()))
+
+
+@cache
+def _words() -> dict[str, set[str]]:
+    """Words that a key of a configuration can have where it takes no other text."""
+    words: dict[str, set[str]] = {}
+    for one in Plan.model_json_schema()["$defs"].values():
+        for key, field in one.get("properties", {}).items():
+            for kind in (field, *field.get("anyOf", ())):
+                words.setdefault(key, set()).update(str(word) for word in (*kind.get("enum", ()), kind.get("const", "")))
+    return words
 
 
 @cache

@@ -107,7 +107,11 @@ def rebuild(report: AuditReport) -> Plan:
         raise UsageError(
             "this report is redacted, so its plan lacks paths and seed; put it together with `muaudit reveal` first"
         )
-    if hashlib.sha256(rfc8785.dumps(report.plan)).hexdigest() != report.plan_sha256:
+    try:
+        digest = hashlib.sha256(rfc8785.dumps(report.plan)).hexdigest()
+    except rfc8785.CanonicalizationError:
+        digest = ""
+    if digest != report.plan_sha256:
         raise VerificationError("the plan in the report is not the one whose digest it gives: one of the two was changed")
     try:
         return Plan.model_validate(report.plan)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -116,7 +116,9 @@ _CLASSIFIER_ATTACKS = """\
 _IMAGE_ATTACKS = """\
 [attacks.retention]               # every parameter: muaudit attacks retention
 [attacks.seed_search]             # the plain prompts with other seeds
-[attacks.soft_prompt]             # vectors before the prompt, found by gradient
+[attacks.unlearndiffatk]          # a few tokens before the prompt, found by gradient
+[attacks.soft_prompt]             # vectors before the prompt, found likewise
+[attacks.concept_inversion]       # a new word whose vector is learnt from images of the concept
 [attacks.concept_relearning]      # a few training steps on a few images
 """
 
@@ -197,6 +199,19 @@ def _refuse_missing(*paths: Path | None) -> None:
             raise UsageError(f"{path}: no such file or folder; give the path of something that is there")
 
 
+def _files(
+    told: Callable[[Path], str], forget: Path, retain: Path | None, holdout: Path | None, evaluators: Sequence[Path]
+) -> dict[str, str]:
+    """The lines of `[task]` that name files."""
+    judges = [told(path) for path in evaluators] or ['"models/classifier"']
+    return {
+        "forget": told(forget),
+        "retain": f"retain = {told(retain)}\n" if retain else _NO_RETAIN,
+        "holdout": f"holdout = {told(holdout)}\n" if holdout else "",
+        "evaluators": "\n".join(_EVALUATOR.format(path=path) for path in judges),
+    }
+
+
 def write(
     out: Path, *, target: Path, forget: Path, retain: Path | None, holdout: Path | None, original: Path | None,
     references: Sequence[Path], key: Path | None, results: str = "audit", store: str | None = None, workers: int = 1,
@@ -231,13 +246,7 @@ def write(
     _refuse_missing(target, forget, retain, holdout, original, *references, key, *evaluators)
     told, parts = partial(_from, out.parent), _PARTS[kind]
     models = [f'[[references]]\nkind = "{kind}"\npath = {told(path)}\n' for path in references]
-    judges = [told(path) for path in evaluators] or ['"models/classifier"']
-    files = {
-        "forget": told(forget),
-        "retain": f"retain = {told(retain)}\n" if retain else _NO_RETAIN,
-        "holdout": f"holdout = {told(holdout)}\n" if holdout else "",
-        "evaluators": "\n".join(_EVALUATOR.format(path=path) for path in judges),
-    }
+    files = _files(told, forget, retain, holdout, evaluators)
     if preset is not None:
         attacks(preset)  # refuses an unknown name before anything is written
     text = _TEMPLATE.format(

@@ -132,7 +132,8 @@ def test_init_writes_a_configuration_that_plans(folder: Path, tmp_path: Path) ->
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    (tmp_path / "forget.jsonl").write_text('{"id": "a", "question": "Who?", "answer": "She"}\n')
+    facts = [{"id": f"{number}", "question": f"Who is {number}?", "answer": "She"} for number in range(50)]
+    (tmp_path / "forget.jsonl").write_text("\n".join(map(json.dumps, facts)))
     arguments = ("init", "--target", "model", "--forget", "forget.jsonl", "--reference", "model", "--original", "model")
     assert muaudit(*arguments, cwd=tmp_path).returncode == 0
     planned = muaudit("plan", "audit.toml", cwd=tmp_path)

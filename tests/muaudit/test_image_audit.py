@@ -102,7 +102,9 @@ def test_a_second_scan_computes_nothing_and_workers_change_nothing(folder: Path)
     assert (first.run.reused, again.run.computed) == (0, 0)
     assert findings(again) == findings(first)
     shutil.rmtree(folder / "audit")
-    write(folder, attacks={"seed_search": {"seeds": 3}, "soft_prompt": SOFT}, run={"seed": "2026", "device": "cpu", "workers": 2})
+    write(
+        folder, attacks={"seed_search": {"seeds": 3}, "soft_prompt": SOFT}, run={"seed": "2026", "device": "cpu", "workers": 2}
+    )
     spread, _ = scan(folder)
     assert spread.run.computed == first.run.computed
     assert findings(spread) == findings(first)
@@ -224,7 +226,9 @@ def test_init_writes_a_configuration_that_plans(folder: Path) -> None:
     assert muaudit(*arguments, cwd=folder).code == 0
     text = (folder / "audit.toml").read_text(encoding="utf-8")
     (folder / "audit.toml").write_text(
-        text.replace('kind = "classifier" ', 'kind = "python" ').replace('path = "judge.py"', 'function = "judge.py:bright"'),
+        text.replace("# partial = true ", "partial = true   ")
+        .replace('kind = "classifier" ', 'kind = "python" ')
+        .replace('path = "judge.py"', 'function = "judge.py:bright"'),
         encoding="utf-8",
     )
     seen = muaudit("plan", "audit.toml", cwd=folder)
