@@ -460,10 +460,10 @@ def verdict_of(findings: Sequence[Finding], policy: Policy, *, references: int) 
         missing.append("no attack could be run that would have found a residue")
     if missing:
         return Verdict.INCONCLUSIVE, "; ".join(missing)
-    names = reasons.listed([finding.attack for finding in passing])
+    names, left = reasons.listed([finding.attack for finding in passing]), reasons.of_left_out(findings)
     return (
         Verdict.PASS,
-        f"{names} cannot tell the target from models that never saw the forget set, beyond the policy's margins{reasons.of_left_out(findings)}",
+        f"{names} cannot tell the target from models that never saw the forget set, beyond the policy's margins{left}",
     )
 
 

@@ -122,7 +122,8 @@ def assert_unlearned(
             allow_inconclusive and any(one.verdict in ("fail", "error") for one in findings)
         )
     else:
-        fine = all(finding.verdict in accepted for finding in findings)
+        # With files that changed during the audit, no finding is about the target.
+        fine = report.verdict != "error" and all(finding.verdict in accepted for finding in findings)
     if not fine:
         raise AssertionError("\n".join(_message(report, findings, judged=attacks is not None, units=units)))
 
