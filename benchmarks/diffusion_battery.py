@@ -35,6 +35,9 @@ MARKS = {
     Verdict.SKIPPED: "skipped",
     Verdict.ERROR: "error",
 }
+COLUMNS = {"unlearning_accuracy": 2, "in_domain_retain_accuracy": 2, "fid": 1, "kid": 1}
+"""Of the table of retention, with their digits."""
+
 BEST = ("post_asr", "best_of_", "attacked_best_of_", "best")
 """What attacks call the best of several images, the most telling first."""
 
@@ -131,14 +134,19 @@ def _rows(reports: Mapping[str, AuditReport]) -> Table:
 
 
 def retention(out: Path, workers: int) -> Table:
-    """The whole-model numbers of `retention`, a row a model."""
+    """The whole-model numbers of `retention` with their 95 % intervals, a row a model."""
     reports = _audits(out, workers)
-    rows = {name: _summaries(report) for name, report in reports.items()}
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
-    lines = [f"| target | {' | '.join(columns)} |", f"|{' --- |' * (len(columns) + 1)}"]
-    for name, row in rows.items():
-        lines.append(f"| `{name}` | " + " | ".join(f"{row[key]:.4g}" if key in row else "" for key in columns) + " |")
+    lines = ["| target | UA | IRA | FID | KID | storage |", "| --- | --- | --- | --- | --- | --- |"]
+    for name, report in reports.items():
+        row = _summaries(report)
+        told = [_with_interval(row, key, digits) for key, digits in COLUMNS.items()]
+        lines.append(f"| `{name}` | " + " | ".join(told) + f" | {row['storage_bytes'] / 1e6:.2f} MB |")
     return lines
+
+
+def _with_interval(row: Mapping[str, float], key: str, digits: int) -> str:
+    low, high = row[f"{key}_low"], row[f"{key}_high"]
+    return f"{row[key]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _summaries(report: AuditReport) -> dict[str, float]:
