@@ -157,4 +157,3 @@ def peak_memory() -> int | None:
     # Linux hands getrusage's peak on to whatever a process starts; its own stands here.
     status = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii", errors="replace"))
     return 1024 * max(own if status is None else int(status[1]), ended)
-

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from recorded_logs import recorded_audit
+from tiny_folders import language
 
 MUAUDIT = (sys.executable, "-m", "muaudit")
 
@@ -129,9 +130,7 @@ def test_attacks_and_doctor(folder: Path) -> None:
 
 
 def test_init_writes_a_configuration_that_plans(folder: Path, tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
+    language(tmp_path / "model")
     facts = [{"id": f"{number}", "question": f"Who is {number}?", "answer": "She"} for number in range(50)]
     (tmp_path / "forget.jsonl").write_text("\n".join(map(json.dumps, facts)))
     arguments = ("init", "--target", "model", "--forget", "forget.jsonl", "--reference", "model", "--original", "model")

@@ -48,7 +48,8 @@ def write(
     path = folder / "audit.toml"
     path.write_text(
         f'[task]\nkind = "facts"\n{files}\n[target]\nkind = "endpoint"\nurl = "{log.url}"\nmodel = "{NAME}-{folder.name}"\n'
-        f'key_env = "VENDOR_KEY"\nretries = 1\n{target}\n{references}\n[policy]\npartial = true\n[conduct]\nquestions = 0\n{attacks}'
+        f'key_env = "VENDOR_KEY"\nretries = 1\n{target}\n{references}\n[policy]\npartial = true\n'
+        f"[conduct]\nquestions = 0\n{attacks}"
         + ("" if "[run]" in attacks else "[run]\n")
         + 'seed = "2026"\nstore = "../endpoint-store"\n'
     )

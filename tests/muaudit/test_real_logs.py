@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 from shared_data import shared_data
 
-HEAD = '[task]\nkind = "recorded"\ncluster_size = 20\n[run]\nseed = "2026"\nout = "audit"\n[attacks.memorization]\n[attacks.relearning]\n'
+HEAD = (
+    '[task]\nkind = "recorded"\ncluster_size = 20\n[run]\nseed = "2026"\nout = "audit"\n'
+    "[attacks.memorization]\n[attacks.relearning]\n"
+)
 MODEL = 'kind = "recorded"\nformat = "tofu"\npath = "{}"\n'
 
 
