@@ -42,8 +42,8 @@ SIZES = IMAGES | {
     "worst_case": {"references": 4},
     "forgetting_quality": {"populations": 4, "models": 32},
     "retention": {"images_per_prompt": IMAGES["retention"]["images_per_prompt"]},
-    "unlearndiffatk": IMAGES["unlearndiffatk"] | {"baselines": False},
-    "p4d": IMAGES["p4d"] | {"baselines": False},
+    "unlearndiffatk": IMAGES["unlearndiffatk"] | {"steps": 15, "baselines": False},
+    "p4d": IMAGES["p4d"] | {"steps": 15, "baselines": False},
     "concept_inversion": IMAGES["concept_inversion"] | {"budgets": [120]},
     "soft_prompt": IMAGES["soft_prompt"] | {"steps": 40, "batch": 1},
 }
