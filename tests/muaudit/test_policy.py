@@ -23,7 +23,7 @@ def test_every_shipped_policy_spells_out_its_decision_rule(name: str) -> None:
     path = Path(policy.__file__).parent / "policies" / f"{name}.toml"
     written = tomllib.loads(path.read_text(encoding="utf-8"))
     assert policy.load(name).name == name
-    assert set(policy.Policy.model_fields) - set(written) <= {"margins", "skippable", "pictures"}
+    assert set(policy.Policy.model_fields) - set(written) <= {"margins", "skippable"}
 
 
 def test_a_margin_of_one_attack_overrides_the_general_one(tmp_path: Path) -> None:
