@@ -66,7 +66,8 @@ def of_pass(finding: Finding) -> str:
 def of_undecided(finding: Finding) -> str:
     """Why a finding is inconclusive although its attack can see what it looks for."""
     if finding.needed_units is not None:
-        return f"needs about {finding.needed_units - finding.units} more units to tell whether a residue is left"
+        what = "whether too much was lost" if finding.measures == "retention" else "whether a residue is left"
+        return f"needs about {finding.needed_units - finding.units} more units to tell {what}"
     size, margin, floor = abs(finding.gap or 0.0), finding.margin or 0.0, finding.noise_floor or 0.0
     if margin < size <= floor:
         return (

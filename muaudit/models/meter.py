@@ -51,7 +51,7 @@ class Meter:
         self.budget = max_requests
 
     def admit(self, *, retry: bool, stopped: Event) -> None:
-        """Waits for this request's turn, and counts it.
+        """Waits for this request's turn, and counts it; one that is stopped while it waits is not counted, as it is never sent.
 
         Args:
             retry: Whether it was sent before and failed.
@@ -78,6 +78,7 @@ class Meter:
                 "UPDATE meter SET requests = requests + 1, retries = retries + ?, turn = ?", (retry, turn + self.interval)
             )
         if stopped.wait(max(0.0, turn - time.time())):
+            self.count(requests=-1, retries=-int(retry))
             raise Stopped("stopped, because another request failed")
 
     def pause(self, seconds: float) -> None:

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from muaudit import reasons
 from muaudit.attack import BudgetCurve, Measurement
 from muaudit.compare import compare, conclude, unmeasured, verdict_of
 from muaudit.errors import ModelError
@@ -150,7 +151,9 @@ def test_a_small_audit_is_undecided_and_says_how_many_units_it_needs() -> None:
     assert finding.verdict is Verdict.INCONCLUSIVE
     assert finding.needed_units is not None
     assert finding.needed_units > 24
-    assert finding.reason.startswith(f"needs about {finding.needed_units - 24} more units")
+    assert finding.reason == f"needs about {finding.needed_units - 24} more units to tell whether a residue is left"
+    lost = finding.model_copy(update={"measures": "retention"})
+    assert reasons.of_undecided(lost).endswith("more units to tell whether too much was lost")
     assert finding.smallest_detectable_gap is not None
     assert finding.smallest_detectable_gap > 0.2
 

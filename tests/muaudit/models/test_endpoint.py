@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import pytest
@@ -310,6 +311,17 @@ def test_the_budget_is_kept_over_runs(log: Log, queries: list[Query], tmp_path: 
         with pytest.raises(ServerFault, match=r"max_requests = 3 is spent.*raise max_requests"):
             Endpoint.open(config(log, max_requests=3), tmp_path).generate(queries, 8)
     assert len(log.requests) == 3
+
+
+def test_a_request_that_was_stopped_while_it_waited_is_not_counted(tmp_path: Path) -> None:
+    meter, stopped = Meter(tmp_path, requests_per_minute=1), Event()
+    meter.admit(retry=False, stopped=stopped)
+    waiting = Timer(0.2, stopped.set)
+    waiting.start()
+    with pytest.raises(ServerFault, match="another request failed"):
+        meter.admit(retry=True, stopped=stopped)
+    counts = meter.read()
+    assert (counts["requests"], counts["retries"]) == (1, 0)
 
 
 def test_the_rate_limit_spreads_requests(log: Log, queries: list[Query], tmp_path: Path) -> None:
