@@ -120,10 +120,10 @@ class Probe:
 
     def _ask(self, stage: str, roles: Sequence[str]) -> None:
         models = dict(self.plan.config.models())
-        new = [role for role in roles if self.store.get(_key(self.plan, role, stage), Reply) is None]
+        new = [role for role in roles if self.store.get(key_of(self.plan, role, stage), Reply) is None]
         shares = dict(zip(new, self.account.share([models[role] for role in new]), strict=True))
         for role in roles:
-            key, reused = _key(self.plan, role, stage), role not in new
+            key, reused = key_of(self.plan, role, stage), role not in new
             if not reused and role not in self.failed:
                 self._ask_one(role, stage, key, self.account.timed(shares[role]))
             if role not in self.failed:
@@ -161,7 +161,7 @@ class Probe:
         yield from refusal(replies)
 
     def _replies(self, role: str) -> tuple[Reply, Reply]:
-        early, late = (cast("Reply", self.store.get(_key(self.plan, role, stage), Reply)) for stage in ("early", "late"))
+        early, late = (cast("Reply", self.store.get(key_of(self.plan, role, stage), Reply)) for stage in ("early", "late"))
         return early, late
 
 
@@ -175,7 +175,7 @@ def wanted(frozen: Plan) -> int:
     return frozen.config.conduct.images if isinstance(frozen.config.task, ImagesTask) else frozen.config.conduct.questions
 
 
-def _key(frozen: Plan, role: str, stage: str) -> str:
+def key_of(frozen: Plan, role: str, stage: str) -> str:
     """A key over all that the answers can depend on; nothing but the weights identifies a model, and nothing an endpoint's."""
     config, run = dict(frozen.config.models())[role], frozen.config.run
     return store.key_of(

@@ -4,7 +4,7 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from muaudit.measuring import Job, Outcome, digests_of, lost_before, measure, pa
 from muaudit.model_config import WEIGHTLESS, ModelConfig
 from muaudit.models.meter import Books
 from muaudit.plan import Plan, PlannedAttack
+from muaudit.policy import Policy
 from muaudit.preparing import Ready, Unready, look_apart, prepare, prepare_apart, spare_of
 from muaudit.probing import Probe
 from muaudit.results import AttackCard, AuditReport, Conduct, DataRecord, Finding, ModelRecord, RunRecord, Verdict
@@ -110,7 +111,7 @@ def _audited(frozen: Plan, base: Path, progress: Progress, journal: Journal, apa
     findings = [*found[series.LAST], *(one for name in names for one in series.labelled(found[name], name))]
     rule = series.policy_for(frozen.policy, names)
     conduct = _conduct(works)
-    fewest, inside = min(len(step.config.references) for step in steps.values()), _inside(frozen)
+    fewest, inside = min(len(step.config.references) for step in steps.values()), inside_of(frozen)
     concluded = conclude(findings, rule, references=fewest, conduct=conduct, inside=inside)
     verdict, bound = str(concluded.verdict), findings_digest(concluded.findings)
     journal.add("concluded", tool=frozen.tool, plan=digest, verdict=verdict, findings=bound)
@@ -121,7 +122,7 @@ def _audited(frozen: Plan, base: Path, progress: Progress, journal: Journal, apa
         plan_sha256=digest,
         plan=frozen.model_dump(mode="json"),
         policy=frozen.policy.model_dump(mode="json"),
-        attacks=tuple(_card(entry) for entry in frozen.attacks),
+        attacks=tuple(card_of(entry) for entry in frozen.attacks),
         findings=concluded.findings,
         models=(*frozen.models, *(_of_step(one, step.name) for step in frozen.steps for one in step.plan.models)),
         data=(*frozen.data, *(_of_step(one, step.name) for step in frozen.steps for one in step.plan.data)),
@@ -191,9 +192,9 @@ def _conduct(works: "Mapping[str, _Run]") -> tuple[Conduct, ...]:
     )
 
 
-def _inside(frozen: Plan) -> set[str]:
+def inside_of(frozen: Plan) -> set[str]:
     """Names of the attacks that see weights or train, in every step of a series."""
-    names = {entry.name for entry in frozen.attacks if _card(entry).access in ("weights", "training")}
+    names = {entry.name for entry in frozen.attacks if card_of(entry).access in ("weights", "training")}
     return names | {f"{name} @ {step.name}" for name in names for step in frozen.steps}
 
 
@@ -334,34 +335,62 @@ class _Run:
             self._note("measured", attack=outcome.name, **where, key=outcome.key, record=outcome.record, reused=reused)
 
     def _compare(self, entry: PlannedAttack, outcomes: dict[str, Outcome], lineup: Lineup | None) -> list[Finding]:
-        if late := [one.error or "" for one in outcomes.values() if one.over_budget]:
-            return [unmeasured(entry.name, Verdict.SKIPPED, late[0]).model_copy(update={"over_budget": True})]
-        if skipped := [f"the {one.role}: {one.error}" for one in outcomes.values() if one.skipped and one.role != "original"]:
-            return [unmeasured(entry.name, Verdict.SKIPPED, skipped[0])]
-        # An original that this attack is not for leaves the finding without its positive control.
-        unfit = [one for one in outcomes.values() if one.skipped]
-        if failed := [f"{one.role}: {one.error}" for one in outcomes.values() if one.error and one not in unfit]:
-            return [unmeasured(entry.name, Verdict.ERROR, failed[0])]
-        outcomes = {role: one for role, one in outcomes.items() if one not in unfit}
-        measured = {role: cast("Measurement", self.store.get(outcome.key, Measurement)) for role, outcome in outcomes.items()}
-        try:
-            findings = compare(
-                _card(entry),
-                measured["target"],
-                [measurement for role, measurement in measured.items() if role.startswith("reference")],
-                measured.get("original"),
-                self.plan.policy,
-                seed=compute.seed_of(self.plan.config.run.seed, entry.name, "compare"),
-            )
-            notes = (*(f"the {one.role} was not measured: {one.error}" for one in unfit), *(lineup.notes if lineup else ()))
-            if lineup is None and (spare := spare_of(self.plan, entry)) is not None:
-                notes = (*notes, f"{spare} calibrates this attack and is not compared")
-            return [finding.model_copy(update={"notes": (*finding.notes, *notes)}) for finding in findings]
-        except Exception as error:  # noqa: BLE001 - one attack's fault must not lose the others
-            return [unmeasured(entry.name, Verdict.ERROR, told(error))]
+        return compared(self.plan, entry, outcomes, lineup, policy=self.plan.policy, read=self._read)
+
+    def _read(self, outcome: Outcome) -> Measurement:
+        return cast("Measurement", self.store.get(outcome.key, Measurement))
 
 
-def _card(entry: PlannedAttack) -> AttackCard:
+def compared(
+    frozen: Plan,
+    entry: PlannedAttack,
+    outcomes: Mapping[str, Outcome],
+    lineup: Lineup | None,
+    *,
+    policy: Policy,
+    read: Callable[[Outcome], Measurement],
+) -> list[Finding]:
+    """One attack's findings, from what came of it on every model; what was not measured becomes a row that says so.
+
+    Args:
+        frozen: The plan.
+        entry: The attack.
+        outcomes: What came of it, by role: target, reference 1 and on, original.
+        lineup: The models that it made itself, if it did.
+        policy: Margins and error rates.
+        read: Gives the measurement of an outcome that has one.
+
+    Returns:
+        Its findings.
+    """
+    if late := [one.error or "" for one in outcomes.values() if one.over_budget]:
+        return [unmeasured(entry.name, Verdict.SKIPPED, late[0]).model_copy(update={"over_budget": True})]
+    if skipped := [f"the {one.role}: {one.error}" for one in outcomes.values() if one.skipped and one.role != "original"]:
+        return [unmeasured(entry.name, Verdict.SKIPPED, skipped[0])]
+    # An original that this attack is not for leaves the finding without its positive control.
+    unfit = [one for one in outcomes.values() if one.skipped]
+    if failed := [f"{one.role}: {one.error}" for one in outcomes.values() if one.error and one not in unfit]:
+        return [unmeasured(entry.name, Verdict.ERROR, failed[0])]
+    measured = {role: read(one) for role, one in outcomes.items() if one not in unfit}
+    try:
+        findings = compare(
+            card_of(entry),
+            measured["target"],
+            [measurement for role, measurement in measured.items() if role.startswith("reference")],
+            measured.get("original"),
+            policy,
+            seed=compute.seed_of(frozen.config.run.seed, entry.name, "compare"),
+        )
+        notes = (*(f"the {one.role} was not measured: {one.error}" for one in unfit), *(lineup.notes if lineup else ()))
+        if lineup is None and (spare := spare_of(frozen, entry)) is not None:
+            notes = (*notes, f"{spare} calibrates this attack and is not compared")
+        return [finding.model_copy(update={"notes": (*finding.notes, *notes)}) for finding in findings]
+    except Exception as error:  # noqa: BLE001 - one attack's fault must not lose the others
+        return [unmeasured(entry.name, Verdict.ERROR, told(error))]
+
+
+def card_of(entry: PlannedAttack) -> AttackCard:
+    """The card of a planned attack, with its parameters."""
     found = attacks.find(entry.attack)
     if isinstance(found, attacks.Broken):
         return AttackCard(

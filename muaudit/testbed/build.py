@@ -63,7 +63,7 @@ from muaudit.models import scoring, tokens
 from muaudit.models.folder import load
 from muaudit.results import Frozen
 from muaudit.task import Fact, ForgetTask
-from muaudit.testbed import language, refusal, relations, retrain, skills, training
+from muaudit.testbed import derived, derived_language, kinds, language, refusal, relations, retrain, skills, training
 from muaudit.testbed import lineage as lineages
 from muaudit.testbed import method as methods
 from muaudit.testbed.do_nothing import DoNothing
@@ -96,6 +96,9 @@ METHODS: dict[str, type[Method]] = {
 }  # fmt: skip
 """The unlearning methods by name."""
 
+_LATER = ("derived.py", "derived_language.py", "kinds.py", "populations.py")
+"""Code that no method's model depends on but by its parameters, which are part of its key anyway."""
+
 BASE = "base"
 """The model that all others of a lineage are fine-tuned from."""
 
@@ -115,6 +118,8 @@ class Testbed(Frozen):
         forms: The forms of the facts that models are trained on.
         methods: Parameters of a method, by its name; what is not given stands as in its class.
         lineage: How a base is trained and fine-tuned; None where every model is trained from scratch.
+        schedules: Other ways to train a retrain, by name: what they change of the recipe, or in a lineage of how it is tuned.
+        strengths: Parameters of a weak and of a strong use of a method, by its name, beside those of `methods`.
     """
 
     __test__: ClassVar[bool] = False  # pytest takes a class of this name for tests
@@ -124,6 +129,8 @@ class Testbed(Frozen):
     forms: tuple[str, ...] = ("question", "statement")
     methods: dict[str, dict[str, Any]] = {}
     lineage: Lineage | None = None
+    schedules: dict[str, dict[str, Any]] = {}
+    strengths: dict[str, dict[str, dict[str, Any]]] = {}
 
 
 _RICH_FORMS = ("question", "statement", "turned", "cloze", "multiple_choice", "reversed", "fr")
@@ -132,16 +139,22 @@ PRESETS: dict[str, Testbed] = {
     "small": Testbed(
         world=World(forget=30, retain=30, holdout=10, relations=6, values=80),
         recipe=Recipe(epochs=12, learning_rate=5e-3),
+        schedules=kinds.SCHEDULES,
+        strengths=kinds.STRENGTHS,
     ),
     "standard": Testbed(
         world=World(forget=36, retain=48, holdout=12, relations=6, values=80),
         recipe=Recipe(epochs=16, learning_rate=5e-3),
+        schedules=kinds.SCHEDULES,
+        strengths=kinds.STRENGTHS,
     ),
     "lineage": Testbed(
         world=World(forget=30, retain=40, holdout=10, general=4, relations=6, values=60, rich=True),
         recipe=Recipe(intermediate=192, context=192),
         forms=_RICH_FORMS,
         lineage=Lineage(),
+        schedules=kinds.LINEAGE_SCHEDULES,
+        strengths=kinds.STRENGTHS,
     ),
     "corrupted": Testbed(
         world=World(forget=24, retain=30, holdout=10, general=4, relations=6, values=60, rich=True, corrupted=True),
@@ -162,12 +175,14 @@ class Wanted(Frozen):
         method: Name of its method; None for the original, "base" for the base.
         parameters: Of the method, beside the testbed's.
         seed: Of its training; an unlearned model is made from the original of the same seed.
+        schedule: Of a retrain: one of the testbed's schedules; its own where it is None.
     """
 
     name: str
     method: str | None
     parameters: dict[str, Any] = {}
     seed: int = 0
+    schedule: str | None = None
 
     @property
     def source(self) -> "Wanted | None":
@@ -177,16 +192,19 @@ class Wanted(Frozen):
         )
 
 
-def wanted(name: str, people: Sequence[str] = ()) -> Wanted:
+def wanted(name: str, people: Sequence[str] = (), testbed: Testbed | None = None) -> Wanted:
     """What a model's name means.
 
     `base`, in a lineage; `original`; `reference-2`; `retrain`, another honest retrain; `retrain-left-in-4`, which saw the
-    fifth forgotten person; or a method's name, such as `npo`, with `-questions` where it unlearns the question form only. A
-    number at the end is a seed: `npo-3` is made from `original-3`.
+    fifth forgotten person, and `retrain-left-in-half`, which saw half of them (also `one` and `tenth`); `retrain-long`, by
+    another of the testbed's schedules; or a method's name, such as `npo`, with `-weak` or `-strong` for its use at another of
+    the testbed's strengths, and with `-questions` where it unlearns the question form only. A number at the end is a seed:
+    `npo-3` is made from `original-3`. What is made of finished models (`npo-3-4bit`) `muaudit.testbed.derived` reads.
 
     Args:
         name: The name.
         people: The forgotten clusters, in order; needed for `left-in`.
+        testbed: Whose schedules and strengths there are; none without it.
 
     Returns:
         The model's description. References, retrains and flawed retrains never share a seed.
@@ -196,6 +214,9 @@ def wanted(name: str, people: Sequence[str] = ()) -> Wanted:
     """
     if name == BASE:
         return Wanted(name=name, method=BASE)
+    found = None if testbed is None else kinds.read(name, people, testbed.schedules, testbed.strengths)
+    if found is not None:
+        return Wanted(name=name, **found)
     methods = {method.replace("_", "-"): method for method in METHODS}
     spelled = "|".join(["original", "reference", *methods])
     match = re.fullmatch(rf"({spelled})(-questions)?(?:-left-in-(\d+))?(?:-(\d+))?", name.replace("_", "-"))
@@ -230,6 +251,7 @@ def guarded(name: str) -> bool:
     Raises:
         UsageError: The name means nothing.
     """
+    name = re.sub(r"-(?:weak|strong)(?=-\d+$|$)", "", derived.root(name))
     if "-left-in-" in name:  # an honest retrain but for one person; whether that person exists does not matter here
         return False
     method = wanted(name).method
@@ -256,7 +278,8 @@ def build(
     """
     task = make_population(testbed.world).task
     people = list(dict.fromkeys(fact.cluster for fact in task.forget))
-    asked = [wanted(name, people) for name in models]
+    made_of, names = derived.planned(models, lineage=testbed.lineage is not None)
+    asked = [wanted(name, people, testbed) for name in names]
     if testbed.lineage and asked:
         asked = [wanted(BASE), *asked]
     elif any(model.method == BASE for model in asked):
@@ -272,14 +295,24 @@ def build(
     for stage in (base, trained, made):
         todo = []
         for model in stage:
-            if _finished(out / model.name, _key(testbed, model)):
+            if _finished(out / model.name, _key(_scheduled(testbed, model), model)):
                 _report(progress, model.name, True)
             else:
                 todo.append(model)
-        work = (delayed(_make)(testbed, model, out) for model in todo)
+        work = (delayed(_make)(_scheduled(testbed, model), model, out) for model in todo)
         for name in Parallel(n_jobs=max(1, min(jobs, len(todo))), backend="loky", return_as="generator_unordered")(work):
             _report(progress, name, False)
-    return paths | {name: out / name for name in every}
+    workshop = derived_language.Workshop(testbed.world, testbed.recipe, testbed.forms)
+    derived.build(made_of, out, workshop, jobs=jobs, progress=progress)
+    return paths | {name: out / name for name in [*every, *(one.name for one in made_of)]}
+
+
+def _scheduled(testbed: Testbed, model: Wanted) -> Testbed:
+    """The testbed as a model is to be trained in it."""
+    changes = testbed.schedules.get(model.schedule or "", {})
+    if testbed.lineage:
+        return testbed.model_copy(update={"lineage": testbed.lineage.model_copy(update=changes)})
+    return testbed.model_copy(update={"recipe": testbed.recipe.model_copy(update=changes)})
 
 
 def _report(progress: Progress | None, name: str, reused: bool) -> None:
@@ -296,7 +329,8 @@ def _code(trained: bool) -> str:
         files += [Path(str(module.__file__)) for module in modules]
         made = "".join(inspect.getsource(function) for function in (_make, _module, make_tokenizer))
     else:
-        files += [*sorted(Path(__file__).parent.glob("*.py")), Path(guards.__file__), Path(guarded_models.__file__)]
+        methods_code = [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.name not in _LATER]
+        files += [*methods_code, Path(guards.__file__), Path(guarded_models.__file__)]
         made = ""
     sources = b"".join(path.read_bytes() for path in files)
     return hashlib.sha256(sources + f"{made}{torch.__version__} {transformers.__version__}".encode()).hexdigest()
@@ -304,8 +338,10 @@ def _code(trained: bool) -> str:
 
 def _key(testbed: Testbed, model: Wanted) -> str:
     """Digest of everything that a model is made from."""
-    settings = testbed.model_dump(mode="json", exclude={"methods"}) | {"method": testbed.methods.get(model.method or "")}
-    parts = [settings, model.model_dump(mode="json", exclude={"name"}), _code(model.source is None)]
+    settings = testbed.model_dump(mode="json", exclude={"methods", "schedules", "strengths"})
+    settings |= {"method": testbed.methods.get(model.method or "")}
+    # A schedule stands in the settings, a strength in the model's parameters.
+    parts = [settings, model.model_dump(mode="json", exclude={"name", "schedule"}), _code(model.source is None)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
