@@ -19,7 +19,7 @@ from muaudit.command_line import (
     shown,
     wrote,
 )
-from muaudit.commands import policies, redaction, reports, reproduction, signing
+from muaudit.commands import calibrate, policies, redaction, reports, reproduction, signing
 from muaudit.version import VERSION
 
 
@@ -247,5 +247,6 @@ for command in (
     *policies.COMMANDS,
     *redaction.COMMANDS,
     *reproduction.COMMANDS,
+    *calibrate.COMMANDS,
 ):
     main.add_command(command)

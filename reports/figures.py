@@ -126,7 +126,7 @@ def heat_map(shown: HeatMap, key: str) -> Picture | None:
         height = max(4, min(26, 600 // len(shown.rows)))
         figure, axes = wide(height * len(shown.rows) + 62, left=84, right=80, bottom=46, top=16)
         for shade, places in enumerate(cells):
-            _squares(axes, places, shade)
+            squares(axes, places, shade)
         axes.set_xlim(0, len(shown.columns))
         axes.set_ylim(0, len(shown.rows))
         step = -(-len(shown.rows) * 14 // (height * len(shown.rows)))
@@ -136,7 +136,7 @@ def heat_map(shown: HeatMap, key: str) -> Picture | None:
         axes.set_xlabel(f"units, largest gap first{': ' if few else ''}{few}")
         axes.set_title(short(shown.model, 60), loc="left", fontsize=11)
         for shade in range(SHADES):
-            _squares(axes, [(0, shade)], shade, scale=True)
+            squares(axes, [(0, shade)], shade, scale=True)
         beside: dict[str, Any] = {"transform": axes.transAxes, "color": COLOURS["soft"], "clip_on": False, "fontsize": 9.5}
         axes.text(1.06, 0.0, "0", va="bottom", **beside)
         axes.text(1.06, 1.0, "1", va="top", **beside)
@@ -145,7 +145,7 @@ def heat_map(shown: HeatMap, key: str) -> Picture | None:
         return picture(figure, key, f"Heat map, {shown.name}, {shown.model}: mean by layer: {means}")
 
 
-def _squares(axes: "Axes", places: Sequence[tuple[int, int]], shade: int, *, scale: bool = False) -> None:
+def squares(axes: "Axes", places: Sequence[tuple[int, int]], shade: int, *, scale: bool = False) -> None:
     """Cells of one shade as one path; with `scale`, a step of the scale at the right."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path

@@ -32,19 +32,19 @@ Role = Annotated[str, StringConstraints(pattern=_ROLE)]
 """What somebody signs as, such as `auditor`, `operator` or `witness`."""
 
 
-class _Signed(BaseModel):
+class SignedFields(BaseModel):
     """Fields in camelCase as in-toto writes them; fields that a later muaudit adds are signed too, and ignored here."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, alias_generator=to_camel)
 
 
-class Digest(_Signed):
+class Digest(SignedFields):
     """An in-toto DigestSet with the one algorithm that is used here."""
 
     sha256: Hex
 
 
-class Descriptor(_Signed):
+class Descriptor(SignedFields):
     """An in-toto ResourceDescriptor."""
 
     name: str
@@ -52,7 +52,7 @@ class Descriptor(_Signed):
     annotations: dict[str, Any] = {}
 
 
-class ManifestEntry(_Signed):
+class ManifestEntry(SignedFields):
     """One file of the target."""
 
     name: str
@@ -60,7 +60,7 @@ class ManifestEntry(_Signed):
     digest: Hex
 
 
-class FindingSummary(_Signed):
+class FindingSummary(SignedFields):
     """A finding without its prose, which can name people: an envelope travels further than the report."""
 
     attack: str
@@ -75,7 +75,7 @@ class FindingSummary(_Signed):
     clusters: int
 
 
-class Predicate(_Signed):
+class Predicate(SignedFields):
     """What is signed about the target.
 
     Attributes:
@@ -111,7 +111,7 @@ class Predicate(_Signed):
         return datetime.fromisoformat(self.issued_at)
 
 
-class Statement(_Signed):
+class Statement(SignedFields):
     """An in-toto Statement v1 of this predicate type about exactly one subject."""
 
     type: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")

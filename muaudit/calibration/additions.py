@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from muaudit.calibration.audits import Judged
-from muaudit.calibration.population import Truth
-from muaudit.calibration.record import Addition, Battery, Rate
+from muaudit.calibration.record import Addition, Battery, Rate, Truth
 from muaudit.calibration.tables import KNOWING, rate
 from muaudit.results import Verdict
 

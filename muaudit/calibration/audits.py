@@ -3,7 +3,6 @@
 Nothing here decides: the findings are those of `muaudit.compare`, through the runner's own way from outcomes to findings.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,9 +17,6 @@ from muaudit.policy import Policy
 from muaudit.probing import refusal, repetition
 from muaudit.results import Conduct, Finding, Verdict
 from muaudit.runner import compared, inside_of
-
-MOST = 300.0
-"""Orders of magnitude beyond which one p-value is no smaller than another."""
 
 
 @dataclass(frozen=True)
@@ -184,25 +180,29 @@ def cluster_gap_of(finding: Finding) -> float | None:
     return max(gaps)
 
 
-def evidence_of(finding: Finding, policy: Policy) -> float | None:
-    """How strongly a finding speaks for residue: the orders of magnitude by which a p-value is below its own error rate.
+def excess_of(finding: Finding, policy: Policy) -> float | None:
+    """How far a finding lies beyond what it has to exceed to fail: above 0 the attack alone fails its target.
 
-    It is taken of the mean or of the worst cluster, whichever says more: the two claims that a finding can fail by, on the
-    scale on which Holm's correction orders claims. Above 0 an uncorrected claim would be made.
+    A finding fails by its mean, when the lower end of the interval lies above the margin and the noise floor, or by a cluster,
+    when that cluster's gap lies above its threshold and the cluster margin. The excess is the larger of the two differences.
 
     Args:
         finding: A leakage finding.
         policy: The policy that it was judged by.
 
     Returns:
-        -log10(p / level), at most 300; None where nothing was measured.
+        A difference of leakages; None where nothing was measured.
     """
-    levels = []
-    if finding.p_value is not None:
-        levels.append(finding.p_value * 2 / (1 - policy.confidence))
+    found = []
+    if finding.interval is not None:
+        threshold = max(finding.margin or 0.0, finding.noise_floor or 0.0)
+        ends = (finding.interval[0], -finding.interval[1]) if finding.sided == "two" else (finding.interval[0],)
+        found += [end - threshold for end in ends]
     if finding.worst_clusters is not None:
-        levels.append(finding.worst_clusters.p_value / (1 - policy.cluster_confidence))
-    return None if not levels else min(MOST, -math.log10(max(min(levels), 10**-MOST)))
+        for one in finding.worst_clusters.clusters:
+            size = abs(one.gap) if finding.sided == "two" else one.gap
+            found.append(size - max(one.threshold, policy.cluster_margin))
+    return max(found, default=None)
 
 
 def largest(numbers: Mapping[str, float | None]) -> float | None:

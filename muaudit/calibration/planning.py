@@ -18,6 +18,9 @@ from muaudit.model_config import ModelConfig
 from muaudit.results import DataRecord, Frozen
 from muaudit.version import VERSION
 
+OWN = {"facts": "standard", "classification": "classification", "regression": "classification", "text_to_image": "diffusion"}
+"""The policy that stands first where none is named, by kind of task."""
+
 PLAN = "plan.json"
 """The plan's file in the calibration's folder."""
 
@@ -97,7 +100,8 @@ def make(settings: CalibrationConfig, population: Population, base: Path) -> Cal
     Raises:
         UsageError: There are too few models, or a policy cannot be used.
     """
-    names = settings.policies or tuple(policy.shipped())
+    own = OWN.get(population.task.kind, OWN["facts"])
+    names = settings.policies or tuple(sorted(policy.shipped(), key=lambda name: (name != own, name)))
     return CalibrationPlan(
         tool=f"muaudit {VERSION}",
         bed=population.bed,

@@ -1,17 +1,10 @@
 """The models of a calibration and what is known of each."""
 
-from typing import Literal
-
+from muaudit.calibration.record import Copy, Truth
 from muaudit.config import RecipeConfig, ShadowsConfig, TaskConfig
 from muaudit.model_config import ModelConfig
 from muaudit.results import Frozen
 from muaudit.training.recipes import Procedure
-
-Truth = Literal["never_saw", "knows", "gated", "ladder"]
-"""What is known of a model: it never saw the forget set; it saw it, and what was done to it afterwards was no retraining; what
-it knows is hidden and not removed; or it stands on a ladder between never saw and knows."""
-
-Copy = Literal["four_bit", "relearned"]
 
 RETRAIN, ORIGINAL, LEFT_IN, LADDER = "retrain", "original", "left in", "interpolation"
 """Groups that are no unlearning methods."""

@@ -12,8 +12,7 @@ from muaudit.calibration.audits import Judged, judge, subset
 from muaudit.calibration.config import PowerConfig
 from muaudit.calibration.measuring import Sheet
 from muaudit.calibration.planning import PlannedAudit
-from muaudit.calibration.population import Truth
-from muaudit.calibration.record import PowerPoint
+from muaudit.calibration.record import PowerPoint, Truth
 from muaudit.calibration.tables import rate
 from muaudit.policy import Policy
 from muaudit.results import Verdict

@@ -4,9 +4,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
-from muaudit.calibration.population import Copy, Truth
 from muaudit.errors import UsageError
 from muaudit.results import DataRecord, Frozen
+
+Truth = Literal["never_saw", "knows", "gated", "ladder"]
+"""What is known of a model: it never saw the forget set; it saw it, and what was done to it afterwards was no retraining; what
+it knows is hidden and not removed; or it stands on a ladder between never saw and knows."""
+
+Copy = Literal["four_bit", "relearned"]
 
 SCHEMA_VERSION = "1"
 """Version of the record's JSON schema; a change that an old reader cannot take raises it."""
@@ -95,8 +100,8 @@ class AttackRates(Frozen):
         attack: Its name in the plan.
         access: What it needs.
         gap: Area by the gap (two-sided attacks: by its size).
-        evidence: Area by the evidence: the smallest p-value of mean and worst cluster over its own error rate.
-        roc: The curve of the evidence.
+        excess: Area by the excess: how far a finding lies beyond what it has to exceed to fail, by mean or worst cluster.
+        roc: The curve of the excess.
         false_alarm: How often it alone fails a model that never saw.
         detection: How often it alone fails one that knows.
         gated: How often it alone fails one that hides.
@@ -110,7 +115,7 @@ class AttackRates(Frozen):
     attack: str
     access: str = ""
     gap: Area | None = None
-    evidence: Area | None = None
+    excess: Area | None = None
     roc: Curve | None = None
     false_alarm: Rate | None = None
     detection: Rate | None = None
@@ -229,17 +234,17 @@ class Battery(Frozen):
 
 
 class Whole(Frozen):
-    """The battery as one detector: by its largest evidence, and by its largest gap.
+    """The battery as one detector: by its largest excess, and by its largest gap.
 
     Attributes:
-        evidence: Area by the largest evidence of all attacks.
+        excess: Area by the largest excess of all attacks.
         gap: Area by the largest gap.
-        roc: Curve of the largest evidence.
+        roc: Curve of the largest excess.
         ladder: Rank correlation of strength with the largest gap, over the ladder.
         steps: The ladder's rungs: share of a model that knows, mean and extremes of the largest gap.
     """
 
-    evidence: Area | None = None
+    excess: Area | None = None
     gap: Area | None = None
     roc: Curve | None = None
     ladder: Correlation | None = None
@@ -288,7 +293,7 @@ class AuditRow(Frozen):
         original: Its positive control.
         gaps: Each attack's gap.
         clusters: Each attack's largest gap of one cluster.
-        evidence: Each attack's evidence under the first policy.
+        excess: Each attack's excess under the first policy.
         flagged: Attacks that alone fail it, by policy.
         verdicts: The verdict, by policy.
     """
@@ -303,7 +308,7 @@ class AuditRow(Frozen):
     original: str
     gaps: dict[str, float]
     clusters: dict[str, float]
-    evidence: dict[str, float]
+    excess: dict[str, float]
     flagged: dict[str, tuple[str, ...]]
     verdicts: dict[str, str]
 

@@ -135,9 +135,7 @@ def _attack_rates(
 ) -> AttackRates:
     own = {name: found[entry.name] for name, found in leakage.items() if entry.name in found}
     robustness = tables.robustness(own, frozen.members)
-    return tables.attack_rates(
-        first.judged, rows, entry.name, access=card_of(entry).access, robustness=robustness, cost=cost
-    )
+    return tables.attack_rates(first.judged, rows, entry.name, access=card_of(entry).access, robustness=robustness, cost=cost)
 
 
 def _applied(

@@ -5,9 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from muaudit.calibration import rates
-from muaudit.calibration.audits import Judged, cluster_gap_of, evidence_of, gap_of, largest
+from muaudit.calibration.audits import Judged, cluster_gap_of, excess_of, gap_of, largest
 from muaudit.calibration.planning import PlannedMember
-from muaudit.calibration.population import Truth
 from muaudit.calibration.record import (
     Area,
     AttackRates,
@@ -18,6 +17,7 @@ from muaudit.calibration.record import (
     PolicyRates,
     Rate,
     Robustness,
+    Truth,
     Whole,
 )
 from muaudit.policy import Policy
@@ -92,7 +92,7 @@ def rows(judged: Mapping[str, Sequence[Judged]], members: Mapping[str, PlannedMe
                 original=one.audit.original,
                 gaps=_rounded({name: gap_of(finding) for name, finding in leakage.items()}),
                 clusters=_rounded({name: cluster_gap_of(finding) for name, finding in leakage.items()}),
-                evidence=_rounded({name: evidence_of(finding, one.policy) for name, finding in leakage.items()}),
+                excess=_rounded({name: excess_of(finding, one.policy) for name, finding in leakage.items()}),
                 flagged={
                     name: tuple(attack for attack, finding in every[place].leakage().items() if flags(finding))
                     for name, every in judged.items()
@@ -153,13 +153,13 @@ def attack_rates(
     def share(*among: Truth, verdict: Verdict = Verdict.FAIL) -> Rate | None:
         return rate(one.verdict is verdict for audit, one in pairs if audit.truth in among)
 
-    evidence = by_target(audits, lambda audit: audit.evidence.get(attack))
+    excess = by_target(audits, lambda audit: audit.excess.get(attack))
     return AttackRates(
         attack=attack,
         access=access,
         gap=area(by_target(audits, lambda audit: audit.gaps.get(attack)), truths),
-        evidence=area(evidence, truths),
-        roc=curve(evidence, truths),
+        excess=area(excess, truths),
+        roc=curve(excess, truths),
         false_alarm=share("never_saw"),
         detection=share("knows"),
         gated=share("gated"),
@@ -173,7 +173,7 @@ def attack_rates(
 def whole(audits: Sequence[AuditRow]) -> Whole:
     """The battery as one detector."""
     truths = {audit.target: audit.truth for audit in audits}
-    evidence = by_target(audits, lambda audit: largest(audit.evidence))
+    excess = by_target(audits, lambda audit: largest(audit.excess))
     gaps = by_target(audits, lambda audit: largest(audit.gaps))
     ladder = [(audit.share, largest(audit.gaps)) for audit in audits if audit.truth == "ladder" and audit.share is not None]
     known = [(share, gap) for share, gap in ladder if gap is not None]
@@ -183,9 +183,9 @@ def whole(audits: Sequence[AuditRow]) -> Whole:
         values = [gap for other, gap in known if other == share]
         steps.append((share, statistics.fmean(values), min(values), max(values)))
     return Whole(
-        evidence=area(evidence, truths),
+        excess=area(excess, truths),
         gap=area(gaps, truths),
-        roc=curve(evidence, truths),
+        roc=curve(excess, truths),
         ladder=None if found is None else Correlation(value=found[0], low=found[1][0], high=found[1][1], models=len(known)),
         steps=tuple(steps),
     )

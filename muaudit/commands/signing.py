@@ -253,10 +253,20 @@ def verify(
 ) -> None:
     """Check that an envelope is what was signed, and about this model. Says nothing of pass or fail: a fail verifies too.
 
+    An envelope of a calibration is checked against the calibration.json beside it.
+
     Exits with 0 when everything holds and with 4 when anything does not. A policy that asks for a verdict is another question:
     where all else holds and the verdict will not do, exits with 1 for fail and with 3 for what was not decided.
     """
-    data, signed = _envelope(envelope), _report(envelope, report)
+    from muaudit.reports import calibration_statement
+
+    data = _envelope(envelope)
+    if calibration_statement.is_calibration(data):
+        from muaudit.commands.calibrate import verify_calibration
+
+        verify_calibration(data, envelope, keys, report, other=[policy, model, sealed, *given.values()], as_json=as_json)
+        return
+    signed = _report(envelope, report)
     files = {"report": signed, "model": model}
     if policy is not None:
         if keys or any(given.values()):
