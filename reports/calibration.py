@@ -42,6 +42,8 @@ def render(record: CalibrationRecord) -> str:
         truths=TRUTHS,
         counts=counts(record),
         rate=rate,
+        tile=lambda one: "\N{EN DASH}" if one is None else f"{one.hits} of {one.total}",
+        interval=lambda one: "" if one is None else f"{100 * one.low:.1f} to {100 * one.high:.1f} %",
         area=area,
         named=figures.named,
         missed=list(missed(record.groups)),

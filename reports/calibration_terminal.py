@@ -54,7 +54,7 @@ def lines(record: CalibrationRecord, folder: Path | None, signed_with: Path | No
 
 
 def _policy(one: PolicyRates) -> tuple[Text, ...]:
-    parts = [one.policy, _rate("honest failed", one.false_alarm), _rate("honest passed", one.never_saw.get("pass"))]
+    parts = [one.policy, _alarm(one.false_alarm), _rate("honest passed", one.never_saw.get("pass"))]
     parts += [_rate("knowing failed", one.detection), _rate("hiding failed", one.gated.get("fail"))]
     return tuple(Text(line(part)) for part in parts)
 
@@ -63,10 +63,15 @@ def _attack(one: AttackRates) -> tuple[Text, ...]:
     if one.left_out is not None:
         return Text(line(one.attack)), Text("left out"), Text(line(one.left_out)), Text(), Text()
     cost = "" if one.seconds is None else f"{one.seconds:.2g} s"
-    parts = [one.attack, f"AUC {area(one.excess)}", _rate("honest failed", one.false_alarm)]
+    parts = [one.attack, f"AUC {area(one.excess)}", _alarm(one.false_alarm)]
     return tuple(Text(line(part)) for part in [*parts, _rate("detected", one.detection), cost])
 
 
 def _rate(what: str, rate: Rate | None) -> str:
-    """A rate in a few words: `honest failed 0 of 100 (at most 3.0 %)`, with the one-sided upper 95 % bound."""
-    return "" if rate is None else f"{what} {rate.hits} of {rate.total} (at most {100 * rate.bound:.1f} %)"
+    """A rate in a few words: `detected 60 of 62 [89, 100] %`, with its exact interval."""
+    return "" if rate is None else f"{what} {rate.hits} of {rate.total} [{100 * rate.low:.0f}, {100 * rate.high:.0f}] %"
+
+
+def _alarm(rate: Rate | None) -> str:
+    """False alarms: `honest failed 0 of 100 (at most 3.0 %)`, with the one-sided upper 95 % bound."""
+    return "" if rate is None else f"honest failed {rate.hits} of {rate.total} (at most {100 * rate.bound:.1f} %)"

@@ -243,10 +243,10 @@ def _images(preset: str) -> Family:
         return ImagesTask.model_validate({"kind": "text_to_image", **values, "evaluators": evaluators, **sampled})
 
     return Family(
-        schedules=(),
-        left_in=False,
+        schedules=tuple(bed.schedules),
+        left_in=True,
         methods=tuple(name for name in methods if name != "keyword"),
-        strengths=(),
+        strengths=tuple(name.replace("_", "-") for name in bed.strengths),
         gated=("keyword",),
         build=lambda out, names, jobs, told: diffusion.build(bed, out, names, jobs=jobs, progress=told),
         task=task,

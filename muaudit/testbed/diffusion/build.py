@@ -25,7 +25,9 @@ from muaudit.diffusion.pipeline import Pipeline
 from muaudit.errors import UsageError
 from muaudit.results import Frozen
 from muaudit.store import write_atomically
+from muaudit.testbed import derived, kinds
 from muaudit.testbed.diffusion import data, evaluators, training
+from muaudit.testbed.diffusion import derived as derived_pipelines
 from muaudit.testbed.diffusion import method as methods
 from muaudit.testbed.diffusion.advunlearn import AdvUnlearn
 from muaudit.testbed.diffusion.concept_domain_correction import ConceptDomainCorrection
@@ -69,6 +71,8 @@ class Testbed(Frozen):
         recipe: Size and training of every model.
         shadows: Shadow models that there can be: each image of the forget and holdout set is in half of them.
         methods: Parameters of a method, by its name; what is not given stands as in its class.
+        schedules: Other ways to train a retrain, by name: what they change of the recipe.
+        strengths: Parameters of a weak and of a strong use of a method, by its name, beside those of `methods`.
     """
 
     __test__: ClassVar[bool] = False  # pytest takes a class of this name for tests
@@ -77,9 +81,31 @@ class Testbed(Frozen):
     recipe: Recipe
     shadows: int = Field(default=4, ge=0)
     methods: dict[str, dict[str, Any]] = {}
+    schedules: dict[str, dict[str, Any]] = {}
+    strengths: dict[str, dict[str, dict[str, Any]]] = {}
 
 
-PRESETS: dict[str, Testbed] = {"sketches": Testbed(population=Population(), recipe=Recipe())}
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "long": {"steps": 800},
+    "small-batches": {"batch_size": 24},
+    "slow": {"learning_rate": 3e-3, "steps": 700},
+    "undecayed": {"weight_decay": 0.0},
+}
+"""How else retrains are trained: what is changed of the recipe."""
+
+STRENGTHS: dict[str, dict[str, dict[str, Any]]] = {
+    "esd": {"weak": {"steps": 40}, "strong": {"steps": 240}},
+    "mislabel": {"weak": {"steps": 33}, "strong": {"steps": 200}},
+    "salun": {"weak": {"steps": 50}, "strong": {"steps": 300}},
+    "concept_domain_correction": {"weak": {"steps": 67}, "strong": {"steps": 400}},
+    "score_forgetting_distillation": {"weak": {"steps": 50}, "strong": {"steps": 300}},
+    "advunlearn": {"weak": {"steps": 27}, "strong": {"steps": 160}},
+}
+"""Parameters of every approximate method's weak and strong use: a third of the steps, and twice as many."""
+
+PRESETS: dict[str, Testbed] = {
+    "sketches": Testbed(population=Population(), recipe=Recipe(), schedules=SCHEDULES, strengths=STRENGTHS)
+}
 """Named testbeds: `sketches`, digits of 8x8 pixels of which one is forgotten."""
 
 
@@ -90,11 +116,15 @@ class Wanted(Frozen):
         name: Its folder's name.
         method: Name of its method; None for the original, "shadow" for a shadow model.
         seed: Of its training; an unlearned model is made from the original of the same seed.
+        parameters: Of the method, beside the testbed's.
+        schedule: Of a retrain: one of the testbed's schedules; its own where it is None.
     """
 
     name: str
     method: str | None
     seed: int = 0
+    parameters: dict[str, Any] = {}
+    schedule: str | None = None
 
     @property
     def source(self) -> "Wanted | None":
@@ -108,14 +138,18 @@ class Wanted(Frozen):
         return out / SHADOWS / self.name if self.method == _SHADOW else out / self.name
 
 
-def wanted(name: str) -> Wanted:
+def wanted(name: str, units: Sequence[str] = (), testbed: Testbed | None = None) -> Wanted:
     """What a model's name means.
 
-    `original`; `reference-2`; `retrain`, another honest retrain; `shadow-1`; or a method's name, such as `esd`. A number at the
-    end is a seed: `esd-3` is made from `original-3`.
+    `original`; `reference-2`; `retrain`, another honest retrain; `retrain-left-in-half`, which saw half of the forget prompts'
+    images (also `one` and `tenth`); `retrain-long`, by another of the testbed's schedules; `shadow-1`; or a method's name, such
+    as `esd`, with `-weak` or `-strong` for its use at another of the testbed's strengths. A number at the end is a seed:
+    `esd-3` is made from `original-3`. What is made of finished models (`esd-3-4bit`) `muaudit.testbed.derived` reads.
 
     Args:
         name: The name.
+        units: The forget prompts' ids, in order; needed for `left-in`.
+        testbed: Whose schedules and strengths there are; none without it.
 
     Returns:
         The model's description. References, retrains and shadow models never share a seed.
@@ -123,6 +157,9 @@ def wanted(name: str) -> Wanted:
     Raises:
         UsageError: The name means nothing.
     """
+    found = None if testbed is None else kinds.read(name, units, testbed.schedules, testbed.strengths)
+    if found is not None:
+        return Wanted(name=name, **found)
     methods = {method.replace("_", "-"): method for method in METHODS}
     match = re.fullmatch(rf"({'|'.join(['original', 'reference', _SHADOW, *methods])})(?:-(\d+))?", name)
     kind, number = match.groups() if match else (None, None)
@@ -160,10 +197,12 @@ def build(
     Raises:
         UsageError: A name means nothing, there are fewer shadow models, or a folder in the way is not a testbed's.
     """
-    asked = [wanted(name) for name in models]
+    made_of, names = derived.planned(models)
+    world = make_world(testbed.population)
+    units = [one.id for one in make_prompts(world)["forget"]]
+    asked = [wanted(name, units, testbed) for name in names]
     originals = [source for model in asked if (source := model.source)]
     every = {model.name: model for model in [*originals, *asked]}
-    world = make_world(testbed.population)
     with _one_thread():
         paths = write_task(world, out) | _evaluators(testbed, world, out)
     paths |= _shadowed(testbed, world, [model for model in every.values() if model.method == _SHADOW], out)
@@ -171,14 +210,25 @@ def build(
     for stage in ([model for model in every.values() if not model.source], [model for model in every.values() if model.source]):
         todo = []
         for model in stage:
-            if _finished(model.folder(out), _key(testbed, model)):
+            if _finished(model.folder(out), _key(_scheduled(testbed, model), model)):
                 _report(progress, model.name, True)
             else:
                 todo.append(model)
-        work = (delayed(_make)(testbed, model, out) for model in todo)
+        work = (delayed(_make)(_scheduled(testbed, model), model, out) for model in todo)
         for name in Parallel(n_jobs=max(1, min(jobs, len(todo))), backend="loky", return_as="generator_unordered")(work):
             _report(progress, name, False)
-    return paths | {name: model.folder(out) for name, model in every.items()}
+    derived.build(made_of, out, derived_pipelines.Workshop(testbed.population, testbed.recipe), jobs=jobs, progress=progress)
+    made = {one.name: out / one.name for one in made_of}
+    return paths | {name: model.folder(out) for name, model in every.items()} | made
+
+
+def _scheduled(testbed: Testbed, model: Wanted) -> Testbed:
+    """The testbed as a model is to be made in it."""
+    changes = testbed.schedules.get(model.schedule or "", {})
+    methods = dict(testbed.methods)
+    if model.parameters and model.method is not None:
+        methods[model.method] = methods.get(model.method, {}) | model.parameters
+    return testbed.model_copy(update={"recipe": testbed.recipe.model_copy(update=changes), "methods": methods})
 
 
 def _report(progress: Progress | None, name: str, reused: bool) -> None:
@@ -247,7 +297,7 @@ def _code(method: str | None) -> str:
         # Models that are trained from scratch do not depend on the other methods; of these, one may use another.
         others = [Path(__file__).with_name(f"{method}.py"), Path(methods.__file__)]
         files += sorted(Path(__file__).parent.glob("*.py")) if METHODS[method].opens_original else others
-        files = [path for path in files if path.name not in (Path(__file__).name, "evaluators.py")]
+        files = [path for path in files if path.name not in (Path(__file__).name, "evaluators.py", "derived.py")]
     sources = b"".join(path.read_bytes() for path in files)
     versions = _versions("torch", "diffusers", "transformers", "numpy", "scikit-learn")
     return hashlib.sha256(sources + f"{made}{versions}".encode()).hexdigest()
@@ -259,8 +309,9 @@ def _key(testbed: Testbed, model: Wanted) -> str:
         "method": testbed.methods.get(model.method or ""),
         "shadows": testbed.shadows if model.method == _SHADOW else None,
     }
-    settings = testbed.model_dump(mode="json", exclude={"methods", "shadows"}) | chosen
-    parts = [settings, model.model_dump(mode="json", exclude={"name"}), _code(model.method)]
+    settings = testbed.model_dump(mode="json", exclude={"methods", "shadows", "schedules", "strengths"}) | chosen
+    # Schedules and strengths stand in the settings.
+    parts = [settings, model.model_dump(mode="json", include={"method", "seed"}), _code(model.method)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
