@@ -220,6 +220,18 @@ class SeriesStep(Frozen):
     holdout: str | None = None
 
 
+class CitedConfig(Frozen):
+    """`[calibration]`: a record of `muaudit calibrate`, whose measured error rates the report prints.
+
+    Attributes:
+        path: The calibration.json.
+        sha256: The digest that it must have; whatever lies there otherwise.
+    """
+
+    path: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+
 class SigningConfig(Frozen):
     """`[signing]`: the auditor's private key."""
 
@@ -238,6 +250,7 @@ class AuditConfig(Frozen):
         shadows: Shadow models.
         conduct: Whether models answer differently when they are asked again.
         budget: Limits on time, queries and money.
+        calibration: How often such audits err, as was measured before.
     """
 
     task: TaskConfig
@@ -255,6 +268,7 @@ class AuditConfig(Frozen):
     conduct: ConductConfig = ConductConfig()
     budget: BudgetConfig = BudgetConfig()
     signing: SigningConfig | None = None
+    calibration: CitedConfig | None = None
 
     @model_validator(mode="after")
     def _some_attack(self) -> "AuditConfig":
@@ -456,5 +470,6 @@ def _keys(model: type[BaseModel]) -> set[str]:
         RunConfig,
         SeriesStep,
         SigningConfig,
+        CitedConfig,
     ]
     return set(model.model_fields).union(*(family.model_fields for family in families))

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from muaudit import config, evaluators, feasibility, model_config, policy, preset, series, store
 from muaudit import registry as attacks
+from muaudit.calibration import citing
 from muaudit.compute import resolve_device
 from muaudit.config import AuditConfig, ImagesTask, TrainingConfig
 from muaudit.errors import UsageError
@@ -22,7 +23,7 @@ from muaudit.manifest import manifest, manifest_digest
 from muaudit.model_config import ClassifierConfig, EndpointConfig
 from muaudit.models.inspection import inspect
 from muaudit.policy import Policy
-from muaudit.results import CodeRecord, DataRecord, FileDigest, Frozen, ModelRecord
+from muaudit.results import Citation, CodeRecord, DataRecord, FileDigest, Frozen, ModelRecord
 from muaudit.task_opening import Task, open_task
 from muaudit.training import vendor
 from muaudit.training.recipes import PythonRecipe
@@ -64,6 +65,7 @@ class Plan(Frozen):
         shadows: Digest of the shadow models that were trained ahead, where `[shadows]` names them.
         versions: Versions of the libraries that can change a measurement.
         steps: The plans of the series' earlier steps, in order.
+        calibration: The calibration record that the audit cites.
     """
 
     schema_version: Literal["1"] = "1"
@@ -81,6 +83,7 @@ class Plan(Frozen):
     code: tuple[CodeRecord, ...] = ()
     shadows: str | None = None
     steps: tuple["PlannedStep", ...] = ()
+    calibration: Citation | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -161,7 +164,19 @@ def make(settings: AuditConfig, base: Path) -> Plan:
         code=tuple(_code_records(settings, planned, base)),
         shadows=_shadows_digest(settings, task, base),
         steps=tuple(PlannedStep(name=name, plan=make(step, base)) for name, step in series.earlier(resolved)),
+        calibration=_cited(settings, rule, planned, base),
     )
+
+
+def _cited(settings: AuditConfig, rule: Policy, planned: tuple[PlannedAttack, ...], base: Path) -> Citation | None:
+    """The calibration that the audit cites, if it does."""
+    if settings.calibration is None:
+        return None
+    return citing.cite(
+        settings.calibration.path, settings.calibration.sha256, base, family=settings.task.kind, policy=rule.name,
+        policy_sha256=policy.digest(settings.policy.name, base), margins=bool(settings.policy.margins), attacks=planned,
+        references=len(settings.references),
+    )  # fmt: skip
 
 
 def _drawn(settings: AuditConfig, base: Path, models: tuple[ModelRecord, ...], task: str) -> str:

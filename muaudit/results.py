@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
+from muaudit.citation import Citation as Citation
 from muaudit.errors import UsageError
 from muaudit.frozen import Frozen as Frozen
 from muaudit.journal import JournalEntry as JournalEntry
@@ -421,7 +422,7 @@ class AuditReport(Frozen):
     `series` holds leakage and retention along the steps; the earlier steps' models and data carry the step's name in their
     role. `journal` tells what was done when, up to the conclusion; like `run`, it differs between two runs of one plan.
     `policy_sha256` is the digest of the policy's file, byte for byte. `redaction` says what a public
-    report withholds; see `muaudit.redaction`.
+    report withholds; see `muaudit.redaction`. `calibration` says how often such audits err, where the audit cites that.
     """
 
     schema_version: Literal["1"] = "1"
@@ -443,6 +444,7 @@ class AuditReport(Frozen):
     conduct: tuple[Conduct, ...] = ()
     journal: tuple[JournalEntry, ...] = ()
     redaction: Redaction | None = None
+    calibration: Citation | None = None
 
     @property
     def target(self) -> ModelRecord:

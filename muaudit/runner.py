@@ -133,6 +133,7 @@ def _audited(frozen: Plan, base: Path, progress: Progress, journal: Journal, apa
         policy_sha256=frozen.policy_sha256,
         conduct=conduct,
         journal=tuple(journal.entries),
+        calibration=frozen.calibration,
     )
     _write(report, plan.out_folder(frozen.config, base), journal)
     return report

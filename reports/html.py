@@ -20,7 +20,19 @@ from muaudit.errors import VerificationError
 from muaudit.journal import check
 from muaudit.reports import figures, reading
 from muaudit.reports.finding_view import Album, charts, view
-from muaudit.reports.text import SHOWN, SYMBOLS, controls, interval, name_of, percent, probability, remark, signed, visible
+from muaudit.reports.text import (
+    SHOWN,
+    SYMBOLS,
+    controls,
+    errs,
+    interval,
+    name_of,
+    percent,
+    probability,
+    remark,
+    signed,
+    visible,
+)
 from muaudit.results import AuditReport, Verdict
 from muaudit.thumbnails import inert
 
@@ -84,6 +96,7 @@ def render(report: AuditReport) -> str:
         looks_at=reading.LEVELS,
         journal_fault=_journal_fault(report),
         controls=controls(report),
+        errs=errs(report),
         digest=report.content_digest(),
         quoted=shlex.quote(visible(report.target.path, lines=False)),
         symbols=SYMBOLS,

@@ -7,7 +7,7 @@ words of letters and plain numbers stand as they are, and all else stands as cod
 
 import re
 
-from muaudit.reports.text import SYMBOLS, controls, interval, name_of, probability, remark, signed, visible
+from muaudit.reports.text import SYMBOLS, controls, errs, interval, name_of, probability, remark, signed, visible
 from muaudit.results import AuditReport, Finding, UnitResult, Verdict
 
 LIMIT = 65_536
@@ -126,6 +126,10 @@ def _facts(report: AuditReport) -> str:
         ("Plan, fixed before the run", code(report.plan_sha256[:16])),
         ("Finished", code(report.run.finished)),
     ]
+    if (cited := report.calibration) is not None:
+        rates, *differs = errs(report)
+        rows.append(("Measured error rates", f"{prose(rates)}; calibration {code(cited.sha256)}"))
+        rows += [("Unlike the calibration", prose(one)) for one in differs]
     if report.redaction is not None:
         told = "the forget set's texts are withheld; commitments stand in their place"
         rows.append(("Redacted", f"{told}. Sealed part: {code(report.redaction.sealed_sha256)}"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from muaudit.reports.text import asked, controls, interval, name_of, remark, signed, visible
+from muaudit.reports.text import asked, controls, errs, interval, name_of, remark, signed, visible
 from muaudit.results import AuditReport, Curve, Finding, Verdict
 
 STYLES = {
@@ -47,6 +47,9 @@ def table(
     lines += [Text(f"  series   {line(_along(curve))}") for curve in report.series]
     lines += [Text(f"  asked    {line(asked(ledger))}") for ledger in report.run.ledgers]
     lines.append(Text("  verdict  ").append(word(report.verdict)).append(f"   {line(report.reason)}"))
+    if told := errs(report):
+        lines.append(Text(f"  errs     {line(told[0])}"))
+        lines += [Text(f"           but {line(one)}") for one in told[1:]]
     if folder is not None:
         lines.append(Text(f"  read     {line(str(folder / 'report.html'))}"))
     if folder is not None and signed_with is not None:

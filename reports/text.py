@@ -7,6 +7,7 @@ points. That is for the eye alone: escaping markup is the business of whoever wr
 import unicodedata
 from collections.abc import Sequence
 
+from muaudit.citation import Rate
 from muaudit.results import AuditReport, Finding, Ledger, Verdict
 from muaudit.sealing import TOKEN
 
@@ -119,3 +120,28 @@ def controls(report: AuditReport) -> str:
     if negative:
         words.append(f"references flagged {sum(negative)} of {len(negative)} times (should be none)")
     return "; ".join(words)
+
+
+def errs(report: AuditReport) -> tuple[str, ...]:
+    """How often such audits err, as was measured, and in what this one differs; empty where the report cites no calibration.
+
+    Returns:
+        The rates in one phrase, then one phrase a difference.
+    """
+    cited = report.calibration
+    if cited is None:
+        return ()
+    parts = []
+    if cited.false_alarm is not None:
+        parts.append(f"honest models failed {_of(cited.false_alarm)} (at most {100 * cited.false_alarm.bound:.1f} %)")
+    if cited.passed is not None:
+        parts.append(f"honest models passed {_of(cited.passed)}")
+    if cited.detection is not None:
+        parts.append(f"models that know failed {_of(cited.detection)}")
+    if cited.missed is not None:
+        parts.append(f"models that know or hide passed {_of(cited.missed)}")
+    return (f"under policy {cited.policy}: {', '.join(parts)}" if parts else "no rates of this policy", *cited.differs)
+
+
+def _of(rate: Rate) -> str:
+    return f"{rate.hits} of {rate.total}"

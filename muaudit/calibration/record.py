@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
+from muaudit.citation import Rate as Rate
 from muaudit.errors import UsageError
 from muaudit.results import DataRecord, Frozen
 
@@ -17,29 +18,6 @@ SCHEMA_VERSION = "1"
 """Version of the record's JSON schema; a change that an old reader cannot take raises it."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Rate(Frozen):
-    """How often something happened, with its exact interval (Clopper and Pearson).
-
-    Attributes:
-        hits: How often.
-        total: Of how many.
-        low: Lower end of the two-sided 95 % interval.
-        high: Its upper end.
-        bound: One-sided upper 95 % bound.
-    """
-
-    hits: Annotated[int, Field(ge=0)]
-    total: Annotated[int, Field(ge=1)]
-    low: Share
-    high: Share
-    bound: Share
-
-    @property
-    def share(self) -> float:
-        """Hits over total."""
-        return self.hits / self.total
 
 
 class Area(Frozen):
@@ -346,6 +324,7 @@ class CalibrationRecord(Frozen):
         bed: The testbed's preset; "recipe" for a user's own models.
         plan_sha256: Hash of the plan, which was frozen before anything was measured.
         config: The resolved configuration.
+        parameters: Every attack's parameters.
         policies: The verdict's errors by policy; the first one's margins are those of all else.
         attacks: Every attack's own.
         battery: The battery as one detector.
@@ -367,6 +346,7 @@ class CalibrationRecord(Frozen):
     bed: str
     plan_sha256: str
     config: dict[str, Any]
+    parameters: dict[str, dict[str, Any]] = {}
     policies: tuple[PolicyRates, ...]
     attacks: tuple[AttackRates, ...]
     battery: Whole

@@ -107,6 +107,7 @@ def _record(
         bed=population.bed,
         plan_sha256=frozen.content_digest(),
         config=frozen.config,
+        parameters={entry.name: entry.parameters for entry in entries},
         policies=tuple(_policy_rates(one, rows) for one in applied),
         attacks=tuple(_attack_rates(entry, first, rows, frozen, leakage, costs[entry.name]) for entry in entries),
         battery=tables.whole(rows),
