@@ -5,10 +5,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from muaudit.config import AuditConfig, ConductConfig, RunConfig, SigningConfig
+from muaudit.config import AuditConfig, ConductConfig, RecipeConfig, RunConfig, SigningConfig, TaskConfig
 from muaudit.errors import UsageError
+from muaudit.model_config import ModelConfig
 from muaudit.results import Frozen
 
 Share = Literal["one", "tenth", "half"]
@@ -46,6 +47,33 @@ class TestbedConfig(Frozen):
     copies: Annotated[int, Field(ge=0)] = 4
 
 
+class RetrainsConfig(Frozen):
+    """`[retrains]`: models of the user's own, in place of a testbed's.
+
+    Attributes:
+        count: Retrains to be trained, and one original where none is given; by `[recipe]` for labelled examples, else by
+            `function`.
+        function: "module:function" or "file.py:function": `train(path, *, seed, forget, **parameters)` writes one model to the
+            path, trained on the retain set, and with `forget` on the forget set too. It is run.
+        parameters: Passed on by name.
+        kind: What it writes: "causal_lm", "diffusion", "classifier" or "regressor"; by the task where it is not said.
+        references: Retrains that are there already.
+        original: An original that is there already.
+    """
+
+    count: Annotated[int, Field(ge=0)] = 0
+    function: str | None = None
+    parameters: dict[str, Any] = {}
+    kind: Literal["causal_lm", "diffusion", "classifier", "regressor"] | None = None
+    references: tuple[ModelConfig, ...] = ()
+    original: ModelConfig | None = None
+
+    def model(self, kind: str, path: str) -> ModelConfig:
+        """The configuration of a model that the function wrote."""
+        adapter: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
+        return adapter.validate_python({"kind": self.kind or kind, "path": path})
+
+
 class AuditsConfig(Frozen):
     """`[audits]`: how many audits are formed of every target, each with references of its own.
 
@@ -80,13 +108,20 @@ class CalibrationConfig(Frozen):
     """A whole calibration.toml.
 
     Attributes:
+        testbed: Models that are made here; or else, on one's own recipe:
+        task: What is to be forgotten, as in audit.toml.
+        recipe: How models of labelled examples are trained, as in audit.toml.
+        retrains: Models of one's own.
         policies: Shipped policies, or paths of policies; all shipped ones that fit by default. The first one's margins are
             those of the power and of what each attack adds.
         preset: A named set of attacks, as in audit.toml.
         attacks: Parameters by section, as in audit.toml.
     """
 
-    testbed: TestbedConfig
+    testbed: TestbedConfig | None = None
+    task: TaskConfig | None = None
+    recipe: RecipeConfig | None = None
+    retrains: RetrainsConfig | None = None
     audits: AuditsConfig = AuditsConfig()
     power: PowerConfig = PowerConfig()
     policies: tuple[str, ...] = ()
@@ -96,12 +131,22 @@ class CalibrationConfig(Frozen):
     run: RunConfig = RunConfig(out="calibration")
     signing: SigningConfig | None = None
 
+    @model_validator(mode="after")
+    def _some_models(self) -> "CalibrationConfig":
+        if (self.testbed is None) == (self.task is None):
+            raise ValueError("give [testbed], for models that are made here, or [task], for models of your own recipe")
+        if self.preset is None and not self.attacks:
+            raise ValueError('no attack is asked for: add a section such as [attacks.memorization], or preset = "language"')
+        return self
 
-def load(path: Path) -> CalibrationConfig:
-    """Reads calibration.toml.
+
+def load(path: Path, *, recipe: str | None = None, retrains: int | None = None) -> CalibrationConfig:
+    """Reads calibration.toml, or what an audit.toml says of the task, the models and the attacks.
 
     Args:
         path: The file.
+        recipe: The user's own recipe: a function that trains.
+        retrains: How many models it is to train.
 
     Returns:
         The configuration.
@@ -110,16 +155,51 @@ def load(path: Path) -> CalibrationConfig:
         UsageError: The file cannot be used; the message names the key and the mend.
     """
     values = read(path)
-    values["run"] = {"out": "calibration"} | values.get("run", {}) if isinstance(values.get("run", {}), dict) else values["run"]
+    if "testbed" in values and (recipe is not None or retrains is not None):
+        raise UsageError(f"{path}: has [testbed], and --recipe is for models of your own; give a file with [task] instead")
+    if "testbed" not in values:
+        values = _own(values, recipe, retrains)
+    run = values.get("run", {})
+    values["run"] = {"out": "calibration"} | run if isinstance(run, dict) else run
     try:
-        settings = CalibrationConfig.model_validate(values)
+        return CalibrationConfig.model_validate(values)
     except ValidationError as error:
         raise UsageError(f"{path}: {_fault(error)}") from error
-    if not settings.attacks and settings.preset is None:
-        raise UsageError(
-            f'{path}: no attack is asked for: add a section such as [attacks.memorization], or preset = "language"'
-        )
-    return settings
+
+
+def _own(values: dict[str, Any], recipe: str | None, retrains: int | None) -> dict[str, Any]:
+    """An audit.toml as a calibration on one's own recipe; a calibration.toml of that kind stays as it is."""
+    own = dict(values.pop("retrains", {}))
+    for role in ("references", "original"):
+        if role in values:
+            own.setdefault(role, values.pop(role))
+    if "policy" in values:
+        values.setdefault("policies", [values.pop("policy").get("name", "standard")])
+    for table in _AUDIT_ALONE:
+        values.pop(table, None)
+    if isinstance(values.get("run"), dict) and "retrains" not in values and "audits" not in values:
+        values["run"] = {key: value for key, value in values["run"].items() if key not in ("out", "store")}
+    labelled = values.get("task", {}).get("kind") in ("classification", "regression")
+    if recipe is not None and labelled:
+        values["recipe"] = {"kind": "python", "function": recipe}
+    elif recipe is not None:
+        own["function"] = recipe
+    if retrains is not None or recipe is not None:
+        # What audit.toml names need not be there yet: the models are those that the recipe trains.
+        own = {key: value for key, value in own.items() if key not in ("references", "original")}
+        own["count"] = retrains or own.get("count") or _RETRAINS
+        if "recipe" not in values and "function" not in own:
+            raise UsageError("--retrains trains by a recipe, and there is none: give --recipe, or add [recipe]")
+    have = int(own.get("count", 0)) + len(own.get("references", ()))
+    values.setdefault("audits", {}).setdefault("references", max(1, min(3, have - 1)))
+    return values | {"retrains": own}
+
+
+_RETRAINS = 4
+"""Models that are trained by a recipe where nothing else is said."""
+
+_AUDIT_ALONE = ("target", "procedure", "shadows", "series", "budget", "calibration")
+"""Tables of audit.toml that say nothing of a calibration."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -154,7 +234,7 @@ def _fault(error: ValidationError) -> str:
 def _keys() -> set[str]:
     """Every key that calibration.toml knows, at any depth."""
     tables: list[type[BaseModel]] = [
-        CalibrationConfig, TestbedConfig, AuditsConfig, PowerConfig, ConductConfig, RunConfig, SigningConfig,
+        CalibrationConfig, TestbedConfig, RetrainsConfig, AuditsConfig, PowerConfig, ConductConfig, RunConfig, SigningConfig,
     ]  # fmt: skip
     return {key for table in tables for key in table.model_fields}
 

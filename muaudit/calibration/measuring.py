@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
-from muaudit import compute, measuring, plan, probing, store
+from muaudit import compute, measuring, plan, probing, registry, store
 from muaudit.attack import Measurement
 from muaudit.calibration.config import CalibrationConfig, audit_of
 from muaudit.calibration.planning import PlannedAudit
@@ -36,6 +36,10 @@ PROCEDURE = (
 """Why an attack with a lineup of its own is left out."""
 
 
+NONE_SPARED = "it calibrates on a retrain of its own, and there are too few to spare one; train one more than the audits need"
+"""Why an attack that calibrates is left out."""
+
+
 class Cost(Frozen):
     """What one piece of work took, in seconds; kept, so that a resumed run knows it still."""
 
@@ -52,6 +56,7 @@ class Panel:
         plan: A plan whose target and references are the models; only in name are they so.
         roles: Each model's role there, by the member's name.
         audits: The audits.
+        spared: Whether the last reference is one that is in no audit.
     """
 
     original: str
@@ -59,6 +64,7 @@ class Panel:
     plan: Plan
     roles: Mapping[str, str]
     audits: tuple[PlannedAudit, ...]
+    spared: bool
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def _panel(
     references = [*models[1:], *([] if population.spare is None else [population.spare])]
     roles = {one: "target" if place == 0 else f"reference {place}" for place, one in enumerate(names)}
     audit = config_of(settings, population, models[0], references, population.originals[name])
-    return Panel(name, kind, plan.make(audit, base), roles, tuple(group))
+    return Panel(name, kind, plan.make(audit, base), roles, tuple(group), population.spare is not None)
 
 
 def config_of(
@@ -163,7 +169,7 @@ def measure(panel: Panel, base: Path, progress: Progress) -> Sheet:
     apart = run.timeout is not None or run.memory_limit is not None
     bench = Workbench(frozen, base, progress)
     with compute.settled(run.threads, torch_used=torch_used):
-        states = {entry.name: _prepared(bench, entry, base, progress, apart=apart) for entry in frozen.attacks}
+        states = {entry.name: _prepared(panel, bench, entry, base, progress, apart=apart) for entry in frozen.attacks}
         jobs = [job for state, _ in states.values() if isinstance(state, Ready) for job in _jobs(panel, state)]
         # The attacks on one model follow each other, so that it is opened once.
         places = {role: place for place, role in enumerate(("original", *panel.roles.values()))}
@@ -209,8 +215,10 @@ def _cost(kept: Store, key: str) -> float:
 
 
 def _prepared(
-    bench: Workbench, entry: PlannedAttack, base: Path, progress: Progress, *, apart: bool
+    panel: Panel, bench: Workbench, entry: PlannedAttack, base: Path, progress: Progress, *, apart: bool
 ) -> tuple[Ready | Unready, float]:
+    if not panel.spared and calibrates(panel, entry):
+        return Unready(entry, NONE_SPARED, None), 0.0
     start = time.perf_counter()
     state = prepare_apart(bench.plan, base, entry, progress) if apart else prepare(bench, entry)
     if isinstance(state, Unready):
@@ -251,7 +259,8 @@ def _asked(panel: Panel, base: Path, progress: Progress) -> Iterator[tuple[str, 
 
 def calibrates(panel: Panel, entry: PlannedAttack) -> bool:
     """Whether an attack is prepared with a reference of its own."""
-    return spare_of(panel.plan, entry) is not None
+    found = registry.find(entry.attack)
+    return isinstance(found, registry.Registered) and spare_of(panel.plan, entry) is not None
 
 
 @lru_cache(maxsize=4096)

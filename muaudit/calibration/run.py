@@ -5,7 +5,7 @@ import secrets
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from muaudit.calibration import additions, measuring, planning, power, sensitivi
 from muaudit.calibration.audits import Judged, judge_all
 from muaudit.calibration.config import CalibrationConfig
 from muaudit.calibration.measuring import Progress, Sheet, config_of, read
+from muaudit.calibration.own import BED
 from muaudit.calibration.planning import PLAN, CalibrationPlan, PlannedAudit, PlannedMember
 from muaudit.calibration.population import Population
 from muaudit.calibration.record import AttackRates, AuditRow, CalibrationRecord, MemberRow, PolicyRates, RunFacts
@@ -34,12 +35,13 @@ Made = Callable[[Progress], Population]
 
 @dataclass(frozen=True)
 class Applied:
-    """A policy and what came of it: why it was not applied, or every audit judged by it, in the plan's order."""
+    """A policy and what came of it: why it was not applied, or every audit judged by it, and what they lack to pass."""
 
     rule: Policy
     sha256: str
     left_out: str | None
     judged: tuple[Judged, ...] = ()
+    short: str | None = None
 
 
 def run(settings: CalibrationConfig, make: Made, base: Path, *, progress: Progress | None = None) -> CalibrationRecord:
@@ -87,6 +89,11 @@ def _record(
     asked = [audit for audit in frozen.audits if members[audit.target].copied is None]
     applied = [_applied(name, settings, population, sheets, asked, base, tell) for name in frozen.policies]
     used = [one for one in applied if one.left_out is None]
+    if not used and population.bed == BED:
+        # What such audits could see is to be told all the same, and what they lack with it.
+        short, name = applied[0], next(iter(frozen.policies))
+        applied[0] = replace(_applied(name, settings, population, sheets, asked, base, tell, force=True), short=short.left_out)
+        used = [applied[0]]
     if not used:
         why = "; ".join(f"{one.rule.name}: {one.left_out}" for one in applied)
         raise UsageError(
@@ -121,7 +128,7 @@ def _record(
         members=tuple(_member_row(one, leakage.get(one.name, {})) for one in frozen.members),
         data=frozen.data,
         versions=frozen.versions,
-        limits=tuple(_limits(settings, population)),
+        limits=tuple(_limits(settings, population, used)),
         run=_facts(sheets, *since),
     )  # fmt: skip
 
@@ -147,8 +154,10 @@ def _applied(
     asked: Sequence[PlannedAudit],
     base: Path,
     tell: Progress,
+    *,
+    force: bool = False,
 ) -> Applied:
-    """Applies one policy to every audit, where audits of this size can pass under it at all."""
+    """Applies one policy to every audit, where audits of this size can pass under it at all, or by force."""
     rule, sha256 = policy.load(name, base), policy.digest(name, base)
     rules: dict[str, Policy] = {}
     for sheet in sheets:
@@ -156,7 +165,7 @@ def _applied(
         models = [population.member(one).model for one in (audit.target, *audit.references)]
         config = config_of(settings, population, models[0], models[1:], population.originals[audit.original])
         rules[sheet.panel.kind] = feasibility.applied(rule, config, base)
-        if sheet.panel.kind == population.of("never_saw")[0].model.kind:
+        if not force and sheet.panel.kind == population.of("never_saw")[0].model.kind:
             short = feasibility.shortfalls(
                 rules[sheet.panel.kind], config, open_task(config, base), sheet.panel.plan.attacks, base
             )
@@ -230,7 +239,7 @@ def _member_row(member: PlannedMember, leakage: Mapping[str, float]) -> MemberRo
     return MemberRow(**member.model_dump(include=kept), leakage=dict(leakage))
 
 
-def _limits(settings: CalibrationConfig, population: Population) -> list[str]:
+def _limits(settings: CalibrationConfig, population: Population, used: Sequence[Applied]) -> list[str]:
     """What the rates do not say: one sentence each."""
     found = [
         "The rates are those of models of this family, size and task; audits of other models may err more or less often.",
@@ -239,10 +248,15 @@ def _limits(settings: CalibrationConfig, population: Population) -> list[str]:
         "Units are left out of measurements that were made with all of them: attacks that learn from the forget set, such as "
         "relearning, had the whole of it to learn from.",
     ]
-    if population.bed == "recipe":
-        return found
+    found += [f"No audit of this kind can pass under {one.rule.name}: {one.short}." for one in used if one.short is not None]
+    if population.bed == BED:
+        return [
+            *found,
+            "All that is known of these models is that the retrains never saw the forget set and the originals did: nothing "
+            "here tells how often a model that an approximate method made is detected.",
+        ]
     found.append("The models are small and were made here; nothing here was trained on real people's data.")
-    if settings.testbed.copies == 0:
+    if settings.testbed is not None and settings.testbed.copies == 0:
         found.append("No copies were made, so robustness under 4-bit weights and relearning was not measured.")
     return found
 

@@ -30,17 +30,30 @@ Making = Callable[[Callable[[int, int, str], None]], "Population"]
 @click.option(
     "--workers", type=click.IntRange(1), help="Trainings and measurements at a time; as [run] workers says by default."
 )
+@click.option("--recipe", metavar="MODULE:FUNCTION", help="Your own recipe, which trains the models; it is run.")
+@click.option("--retrains", type=click.IntRange(2), help="Models that it trains; 4 by default.")
 @as_json
 @shown
-def calibrate(settings: Path, out: Path | None, key: str | None, workers: int | None, as_json: bool) -> None:
+def calibrate(
+    settings: Path,
+    out: Path | None,
+    key: str | None,
+    workers: int | None,
+    recipe: str | None,
+    retrains: int | None,
+    as_json: bool,
+) -> None:
     """Measure how often a battery errs, on models whose truth is known.
 
     CONFIG is a calibration.toml: it says which models, which audits of them and which policies. Every attack is run once on
     every model; many audits are then formed of what was measured. An interrupted calibration goes on where it was.
+
+    CONFIG may also be an audit.toml, before there is a target: with its [task], its [[references]] and [original] or those that
+    its [recipe] or --recipe trains, it says what gap an audit could see.
     """
     from muaudit.calibration import run
 
-    config, make = _planned(settings, out, workers)
+    config, make = _planned(settings, out, workers, recipe, retrains)
     if key is None and config.signing is not None:
         key = signing.under(settings.parent, config.signing.key)
     signer = signing.open_key(key, try_it=True) if key is not None else None
@@ -56,17 +69,22 @@ def calibrate(settings: Path, out: Path | None, key: str | None, workers: int | 
     table(record, console(), folder=folder, signed_with=signing.as_file(key))
 
 
-def _planned(settings: Path, out: Path | None, workers: int | None) -> "tuple[CalibrationConfig, Making]":
+def _planned(
+    settings: Path, out: Path | None, workers: int | None, recipe: str | None, retrains: int | None
+) -> "tuple[CalibrationConfig, Making]":
     """The configuration, and what makes its models."""
-    from muaudit.calibration import config
-    from muaudit.testbed.populations import population
+    from muaudit.calibration import config, own
 
-    found, base = config.load(settings), settings.parent
+    found, base = config.load(settings, recipe=recipe, retrains=retrains), settings.parent
     changes = {"out": None if out is None else str(out.absolute()), "workers": workers}
     run = found.run.model_copy(update={name: value for name, value in changes.items() if value is not None})
     found = found.model_copy(update={"run": run})
-    models = base / run.out / "models"
-    return found, lambda tell: population(found.testbed, models, base, jobs=run.workers, progress=tell)
+    bed, models = found.testbed, base / run.out / "models"
+    if bed is None:
+        return found, lambda tell: own.population(found, base, tell)
+    from muaudit.testbed.populations import population
+
+    return found, lambda tell: population(bed, models, base, jobs=run.workers, progress=tell)
 
 
 def _deliver(record: "CalibrationRecord", folder: Path, signer: "Signer | None") -> None:
