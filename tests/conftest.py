@@ -137,3 +137,48 @@ def digits_audit(digits: dict[str, Path]) -> Any:
         bed = ExamplesBed(digits, PRESETS["digits"].recipe.model_dump(mode="json"), kept)
         bed.workbench.shadows()
     return bed
+
+
+CALIBRATION = """
+[testbed]
+preset = "small"
+never_saw = 5
+schedules = ["long"]
+seeds = [0]
+methods = ["npo"]
+strengths = ["weak", "default"]
+left_in = ["half"]
+interpolation = [0, 0.25, 0.5, 1]
+gated = ["refusal"]
+copies = 1
+
+[power]
+clusters = [12]
+references = [2, 3, 4]
+
+[attacks.memorization]
+[attacks.relearning]
+budgets = [5, 10]
+
+[run]
+seed = "2026"
+workers = 2
+"""
+
+
+@pytest.fixture(scope="session")
+def calibration() -> Path:
+    """The folder of a small calibration of two attacks on language models: `calibration.toml`, and `calibration` beside it."""
+    pytest.importorskip("torch")
+    from muaudit.calibration import config, run
+    from muaudit.testbed.populations import population
+
+    folder = KEPT / "calibration"
+    with locked(KEPT / "calibration.lock"):
+        folder.mkdir(exist_ok=True)
+        path = folder / "calibration.toml"
+        path.write_text(CALIBRATION, encoding="utf-8")
+        settings = config.load(path)
+        out = folder / settings.run.out
+        run.run(settings, lambda tell: population(settings.testbed, out / "models", folder, jobs=2, progress=tell), folder)
+    return folder
