@@ -142,19 +142,19 @@ def digits_audit(digits: dict[str, Path]) -> Any:
 CALIBRATION = """
 [testbed]
 preset = "small"
-never_saw = 5
+never_saw = 4
 schedules = ["long"]
 seeds = [0]
 methods = ["npo"]
-strengths = ["weak", "default"]
-left_in = ["half"]
+strengths = ["weak"]
+left_in = ["one"]
 interpolation = [0, 0.25, 0.5, 1]
 gated = ["refusal"]
 copies = 1
 
 [power]
 clusters = [12]
-references = [2, 3, 4]
+references = [2, 3]
 
 [attacks.memorization]
 [attacks.relearning]

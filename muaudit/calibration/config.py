@@ -24,13 +24,15 @@ class TestbedConfig(Frozen):
         never_saw: Retrains that never saw the forget set, each with a seed of its own.
         schedules: Training schedules that they take turns in, beside the testbed's own; all that it has by default.
         seeds: Seeds of the originals; all that is made from one is a stratum.
-        left_in: Shares of the forgotten clusters that further retrains saw.
+        left_in: Shares of the forgotten clusters that further retrains saw; one, a tenth and a half by default, where the
+            testbed has such retrains.
         methods: Unlearning methods; all of the testbed that do not hide by default.
         strengths: Of every method.
-        interpolation: Shares of the weights of a model that knows, between it and a retrain of the same lineage.
+        interpolation: Shares of the weights of a model that knows, between it and a retrain of the same lineage; a ladder of
+            six by default, where the testbed has one.
         gated: Methods that hide rather than remove; all of the testbed by default.
-        copies: How many models of either truth are copied with 4-bit weights, and after an epoch of relearning; all that know
-            come from different methods as far as there are some.
+        copies: How many models of either truth are copied with 4-bit weights, and after an epoch of relearning; 4 by default,
+            where the testbed has copies.
     """
 
     __test__ = False  # pytest takes a class of this name for tests
@@ -39,12 +41,12 @@ class TestbedConfig(Frozen):
     never_saw: Annotated[int, Field(ge=3)] = 20
     schedules: tuple[str, ...] | None = None
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1)
-    left_in: tuple[Share, ...] = ("one", "tenth", "half")
+    left_in: tuple[Share, ...] | None = None
     methods: tuple[str, ...] | None = None
     strengths: tuple[Strength, ...] = ("weak", "default", "strong")
-    interpolation: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+    interpolation: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
     gated: tuple[str, ...] | None = None
-    copies: Annotated[int, Field(ge=0)] = 4
+    copies: Annotated[int, Field(ge=0)] | None = None
 
 
 class RetrainsConfig(Frozen):

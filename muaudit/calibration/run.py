@@ -256,7 +256,7 @@ def _limits(settings: CalibrationConfig, population: Population, used: Sequence[
             "here tells how often a model that an approximate method made is detected.",
         ]
     found.append("The models are small and were made here; nothing here was trained on real people's data.")
-    if settings.testbed is not None and settings.testbed.copies == 0:
+    if not any(one.copied for one in population.members):
         found.append("No copies were made, so robustness under 4-bit weights and relearning was not measured.")
     return found
 

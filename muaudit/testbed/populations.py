@@ -16,16 +16,26 @@ from muaudit.calibration.population import (
     Population,
     Truth,
 )
-from muaudit.config import FactsTask, ImagesTask, TaskConfig
+from muaudit.config import ExamplesTask, FactsTask, ImagesTask, ShadowsConfig, TaskConfig
 from muaudit.errors import UsageError
-from muaudit.model_config import CausalLMConfig, DiffusionConfig, GuardedConfig, ModelConfig
+from muaudit.model_config import CausalLMConfig, ClassifierConfig, DiffusionConfig, GuardedConfig, ModelConfig
 from muaudit.training.made import path_from
+from muaudit.training.recipes import TorchRecipe
 
 Progress = Callable[[int, int, str], None]
 Build = Callable[[Path, Sequence[str], int, Callable[[str, bool], None]], dict[str, Path]]
 
 SPARE = 899
 """Number of the retrain that attacks calibrate with, which is in no audit."""
+
+LADDER_SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""Rungs of a ladder where nothing else is said."""
+
+SHADOWS = 64
+"""Shadow models of classifiers."""
+
+COPIES = 4
+"""Models of either truth that are copied where nothing else is said."""
 
 _SHARES = {"one": 0.0, "tenth": 0.1, "half": 0.5}
 
@@ -36,23 +46,27 @@ class Family:
 
     Attributes:
         schedules: Names of the schedules that retrains can be trained by, beside the testbed's own.
-        left_in: Whether retrains can have shares of clusters left in.
+        left_in: Shares of clusters that retrains can have left in.
+        derived: Whether models can be interpolated and copied.
         methods: Names of the approximate methods, as in models' names.
         strengths: Of these, those that have a weak and a strong use.
         gated: Names of the methods that hide.
         build: Builds models: folder, names, processes, what is told of each; gives paths by name.
         task: The task, from the files' paths and the folder that configurations' paths start from.
         model: A model's configuration, from its name and path.
+        training: How the auditor trains, and shadow models, for attacks that need them.
     """
 
     schedules: tuple[str, ...]
-    left_in: bool
+    left_in: tuple[str, ...]
+    derived: bool
     methods: tuple[str, ...]
     strengths: tuple[str, ...]
     gated: tuple[str, ...]
     build: Build
     task: Callable[[Mapping[str, Path], Path], TaskConfig]
     model: Callable[[str, str], ModelConfig]
+    training: tuple[TorchRecipe | None, ShadowsConfig | None] = (None, None)
 
 
 def family(preset: str) -> Family:
@@ -67,7 +81,9 @@ def family(preset: str) -> Family:
         return _language(preset)
     if preset == "sketches":
         return _images(preset)
-    known = ", ".join((*language.PRESETS, "sketches"))
+    if preset in CLASSIFIERS:
+        return _classifiers(preset)
+    known = ", ".join((*language.PRESETS, "sketches", *CLASSIFIERS))
     raise UsageError(f"testbed.preset {preset!r}: calibrations are made on {known}; name one of them")
 
 
@@ -89,7 +105,7 @@ def population(settings: TestbedConfig, out: Path, base: Path, *, jobs: int, pro
     """
     kind = family(settings.preset)
     wanted = list(_wanted(settings, kind))
-    wanted += list(_copies(settings, wanted))
+    wanted += list(_copies(settings, kind, wanted))
     originals = [_numbered("original", seed) for seed in settings.seeds]
     names = [*originals, *(one.name for one in wanted), _spare()]
     names = list(dict.fromkeys(names))
@@ -106,7 +122,10 @@ def population(settings: TestbedConfig, out: Path, base: Path, *, jobs: int, pro
     def model(name: str) -> ModelConfig:
         return kind.model(name, path_from(base, paths[name]))
 
+    recipe, shadows = kind.training
     return Population(
+        recipe=recipe,
+        shadows=shadows,
         bed=settings.preset,
         task=kind.task(paths, base),
         originals={name: model(name) for name in originals},
@@ -147,7 +166,9 @@ def _of_seed(settings: TestbedConfig, kind: Family, seed: int) -> Iterator[_Want
     """A stratum: all that is made from one original, or has its number."""
     original = _numbered("original", seed)
     yield _Wanted(original, "knows", ORIGINAL, share=1.0, seed=seed, original=original)
-    for share in settings.left_in if kind.left_in else ():
+    shares = kind.left_in if settings.left_in is None else settings.left_in
+    _known("testbed.left_in", shares, kind.left_in)
+    for share in shares:
         name = _numbered(f"retrain-left-in-{share}", seed)
         yield _Wanted(name, "knows", LEFT_IN, share, _SHARES[share], seed, original)
     methods = kind.methods if settings.methods is None else _spelled(settings.methods)
@@ -161,18 +182,24 @@ def _of_seed(settings: TestbedConfig, kind: Family, seed: int) -> Iterator[_Want
                 yield _Wanted(name, "knows", method, strength, seed=seed, original=original)
     for method in gated:
         yield _Wanted(_numbered(method, seed), "gated", method, "default", seed=seed, original=original)
-    for share in settings.interpolation:
+    rungs = (LADDER_SHARES if kind.derived else ()) if settings.interpolation is None else settings.interpolation
+    if rungs and not kind.derived:
+        raise UsageError("testbed.interpolation: models of this testbed cannot be interpolated; leave it out")
+    for share in rungs:
         name = _numbered(f"interpolated-{round(100 * share)}", seed)
         yield _Wanted(name, "ladder", LADDER, f"{share:g}", share, seed, original)
 
 
-def _copies(settings: TestbedConfig, members: Sequence[_Wanted]) -> Iterator[_Wanted]:
+def _copies(settings: TestbedConfig, kind: Family, members: Sequence[_Wanted]) -> Iterator[_Wanted]:
     """Copies of some models with 4-bit weights, and of the same after an epoch of relearning."""
+    count = (COPIES if kind.derived else 0) if settings.copies is None else settings.copies
+    if count and not kind.derived:
+        raise UsageError("testbed.copies: models of this testbed cannot be copied so; leave it out")
     honest = [one for one in members if one.truth == "never_saw"]
     knowing = [one for one in members if one.truth in ("knows", "gated") and one.group not in (ORIGINAL, LEFT_IN)]
     default = [one for one in knowing if one.strength == "default"]
     for among in (honest, default or knowing):
-        for one in among[: settings.copies]:
+        for one in among[:count]:
             for suffix, copied in (("4bit", "four_bit"), ("relearned", "relearned")):
                 how: Literal["four_bit", "relearned"] = "four_bit" if copied == "four_bit" else "relearned"
                 yield _Wanted(
@@ -197,6 +224,12 @@ def _known(key: str, names: Sequence[str], known: Sequence[str]) -> None:
         raise UsageError(f"{key} names {unknown[0]!r}, which this testbed does not have; known: {', '.join(known)}")
 
 
+CLASSIFIERS = ("digits", "digits-cnn", "digits-resnet", "digits-class", "digits-groups", "tables", "poisoned")
+"""Presets of classifiers; those of numbers and of canaries have audits of another kind."""
+
+EXACT = ("retrain", "do-nothing", "sisa", "differentially-private", "dp2unlearning")
+"""Methods on classifiers that remove exactly, bound what is left, or do nothing: no approximate ones."""
+
 HIDING = ("refusal", "rocr", "eco", "guard")
 """Methods on language models that hide rather than remove: a refusal, a redirection, a gate before the prompts."""
 
@@ -216,7 +249,8 @@ def _language(preset: str) -> Family:
 
     return Family(
         schedules=tuple(bed.schedules),
-        left_in=True,
+        left_in=tuple(_SHARES),
+        derived=True,
         methods=tuple(name for name in methods if name not in HIDING),
         strengths=tuple(name.replace("_", "-") for name in bed.strengths),
         gated=tuple(name for name in methods if name in HIDING),
@@ -244,11 +278,36 @@ def _images(preset: str) -> Family:
 
     return Family(
         schedules=tuple(bed.schedules),
-        left_in=True,
+        left_in=tuple(_SHARES),
+        derived=True,
         methods=tuple(name for name in methods if name != "keyword"),
         strengths=tuple(name.replace("_", "-") for name in bed.strengths),
         gated=("keyword",),
         build=lambda out, names, jobs, told: diffusion.build(bed, out, names, jobs=jobs, progress=told),
         task=task,
         model=lambda name, path: DiffusionConfig(kind="diffusion", path=path, batch_size=512),
+    )
+
+
+def _classifiers(preset: str) -> Family:
+    from muaudit.testbed.classification import build as classification
+
+    bed = classification.PRESETS[preset]
+    methods = [name.replace("_", "-") for name in classification.METHODS]
+
+    def task(paths: Mapping[str, Path], base: Path) -> TaskConfig:
+        sets = {name: path_from(base, paths[name]) for name in ("forget", "retain", "holdout") if name in paths}
+        return ExamplesTask(kind="classification", **sets)
+
+    return Family(
+        schedules=(),
+        left_in=(),
+        derived=False,
+        methods=tuple(name for name in methods if name not in EXACT),
+        strengths=(),
+        gated=(),
+        build=lambda out, names, jobs, told: classification.build(bed, out, names, jobs=jobs, progress=told),
+        task=task,
+        model=lambda name, path: ClassifierConfig(kind="classifier", path=path),
+        training=(bed.recipe, ShadowsConfig(count=SHADOWS)),
     )

@@ -92,21 +92,21 @@ def test_honest_models_are_passed_and_the_original_never_is(record: CalibrationR
     rates = record.policy
     assert rates.policy == "standard"
     assert rates.false_alarm is not None
-    assert (rates.false_alarm.hits, rates.false_alarm.total) == (0, 5)
-    assert rates.never_saw["pass"].hits == 5
+    assert (rates.false_alarm.hits, rates.false_alarm.total) == (0, 4)
+    assert rates.never_saw["pass"].hits == 4
     assert set(row(record, "original").verdicts.values()) == {"fail"}
     assert row(record, "refusal").flagged["standard"] == ("relearning",)
 
 
 def test_no_target_is_its_own_reference_and_copies_are_no_audits(record: CalibrationRecord) -> None:
     honest = {one.name for one in record.members if one.truth == "never_saw" and one.copied is None}
-    assert len(honest) == 5
+    assert len(honest) == 4
     for audit in record.audits:
         assert audit.target not in audit.references
         assert len(set(audit.references)) == 3
         assert set(audit.references) <= honest
     assert {one.name for one in record.members if one.copied} == {
-        "retrain-1-4bit", "retrain-1-relearned", "npo-4bit", "npo-relearned",
+        "retrain-1-4bit", "retrain-1-relearned", "npo-weak-4bit", "npo-weak-relearned",
     }  # fmt: skip
     assert not any(audit.target.endswith(("4bit", "relearned")) for audit in record.audits)
 
@@ -140,14 +140,14 @@ def test_power_at_full_size_is_that_of_the_audits(record: CalibrationRecord) -> 
     assert full.detection.hits == record.batteries[0].detection.hits
     fewer = next(one for one in record.power if one.what == "clusters")
     assert fewer.detectable["memorization"] > full.detectable["memorization"]
-    assert [one.size for one in record.power if one.what == "references"] == [2, 3, 4]
+    assert [one.size for one in record.power if one.what == "references"] == [2, 3]
 
 
 def test_what_could_be_seen_has_an_interval_around_it(record: CalibrationRecord) -> None:
     assert {one.attack for one in record.sensitivity} == {"memorization", "relearning"}
     for one in record.sensitivity:
         assert one.margin < one.low <= one.gap <= one.high
-        assert (one.retrains, one.references, one.clusters) == (5, 3, 30)
+        assert (one.retrains, one.references, one.clusters) == (4, 3, 30)
 
 
 def test_the_same_plan_gives_the_same_record(calibration: Path, record: CalibrationRecord) -> None:
