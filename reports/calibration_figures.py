@@ -97,8 +97,8 @@ def heat(groups: Sequence[Group], attacks: Sequence[str], key: str) -> Picture |
         axes.set_ylim(len(groups), 0)
         axes.set_yticks([row + 0.5 for row in range(len(groups))], [short(named(group), 30) for group in groups])
         axes.xaxis.tick_top()
-        places = [column + 0.5 for column in range(len(attacks))]
-        axes.set_xticks(places, [short(name, 22) for name in attacks], rotation=55, ha="left", rotation_mode="anchor")
+        middles = [column + 0.5 for column in range(len(attacks))]
+        axes.set_xticks(middles, [short(name, 22) for name in attacks], rotation=55, ha="left", rotation_mode="anchor")
         axes.tick_params(length=0)
         for shade in range(SHADES):
             squares(axes, [(0, shade)], shade, scale=True)

@@ -43,7 +43,7 @@ class Trial:
         """A battery with its rates."""
         return Battery(
             attacks=tuple(attacks),
-            how=how,  # type: ignore[arg-type]
+            how=how,
             detection=_some(self.failed(attacks, *KNOWING)),
             false_alarm=_some(self.failed(attacks, "never_saw")),
             seconds=round(sum(self.seconds[name] for name in attacks), 3),

@@ -253,7 +253,7 @@ def audit_of(settings: CalibrationConfig, **values: Any) -> AuditConfig:  # noqa
     """
     return AuditConfig(
         **values,
-        policy={"partial": True},  # type: ignore[arg-type]
+        policy={"partial": True},
         preset=settings.preset,
         attacks=settings.attacks,
         conduct=settings.conduct,

@@ -275,5 +275,5 @@ def read(folder: Path, key: str) -> Measurement:
         The measurement.
     """
     whole = cast("Measurement", Store(folder).get(key, Measurement))
-    bare = {"scores": {}, "facets": {}, "curves": {}, "heat_maps": {}, "transcripts": {}, "pictures": {}}
+    bare: dict[str, object] = {"scores": {}, "facets": {}, "curves": {}, "heat_maps": {}, "transcripts": {}, "pictures": {}}
     return whole.model_copy(update=bare)

@@ -1,8 +1,9 @@
 """Power against the size of an audit: units, clusters and references of what was measured are left out; nothing is run anew."""
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -12,12 +13,13 @@ from muaudit.calibration.audits import Judged, judge, subset
 from muaudit.calibration.config import PowerConfig
 from muaudit.calibration.measuring import Sheet
 from muaudit.calibration.planning import PlannedAudit
-from muaudit.calibration.record import PowerPoint, Truth
-from muaudit.calibration.tables import rate
+from muaudit.calibration.record import PowerPoint, Rate, Truth
+from muaudit.calibration.tables import KNOWING, rate
 from muaudit.policy import Policy
 from muaudit.results import Verdict
 
-Point = tuple[str, int]
+Size = Literal["units", "clusters", "references"]
+Point = tuple[Size, int]
 
 LOT = 10
 """Audits that a process judges at a time."""
@@ -66,7 +68,7 @@ def points(samples: Sequence[Sample], wanted: Sequence[Point], seed: str, worker
         yield _point(what, size, [one for _ in lots for one in next(spread)])
 
 
-def at_size(samples: Sequence[Sample], what: str, size: int, seed: str) -> list[tuple[Truth, Judged]]:
+def at_size(samples: Sequence[Sample], what: Size, size: int, seed: str) -> list[tuple[Truth, Judged]]:
     """Judges audits with fewer units or clusters, or with another number of references."""
     found = []
     for number, one in enumerate(samples):
@@ -109,29 +111,31 @@ def _chosen(measurement: Measurement, what: str, size: int, rng: np.random.Gener
     return subset(None, [unit for _, unit in sorted(turns, key=lambda one: one[0])[:size]])
 
 
-def _point(what: str, size: int, judged: Sequence[tuple[Truth, Judged]]) -> PowerPoint:
-    def share(truth: tuple[Truth, ...], verdict: Verdict) -> object:
-        return rate(one.verdict is verdict for known, one in judged if known in truth)
+def _point(what: Size, size: int, judged: Sequence[tuple[Truth, Judged]]) -> PowerPoint:
+    def share(truths: tuple[Truth, ...], verdict: Verdict) -> Rate | None:
+        return rate(one.verdict is verdict for known, one in judged if known in truths)
 
     gaps: dict[str, list[float]] = {}
     for known, one in judged:
         for name, finding in one.leakage().items():
             if known == "never_saw" and finding.smallest_detectable_gap is not None:
                 gaps.setdefault(name, []).append(finding.smallest_detectable_gap)
-    values: Mapping[str, object] = {
-        "false_alarm": share(("never_saw",), Verdict.FAIL),
-        "passes": share(("never_saw",), Verdict.PASS),
-        "detection": share(("knows", "gated"), Verdict.FAIL),
-    }
-    detectable = {name: round(statistics.median(found), 6) for name, found in gaps.items()}
-    return PowerPoint(what=what, size=size, detectable=detectable, **values)  # type: ignore[arg-type]
+    return PowerPoint(
+        what=what,
+        size=size,
+        false_alarm=share(("never_saw",), Verdict.FAIL),
+        passes=share(("never_saw",), Verdict.PASS),
+        detection=share(KNOWING, Verdict.FAIL),
+        detectable={name: round(statistics.median(found), 6) for name, found in gaps.items()},
+    )
 
 
 def sampled(samples: Sequence[Sample], most: int) -> list[Sample]:
     """At most so many audits of either truth, spread evenly over them."""
-    found = []
+    found: list[Sample] = []
     for truths in (("never_saw",), ("knows", "gated")):
         among = [one for one in samples if one.truth in truths]
-        places = np.unique(np.linspace(0, len(among) - 1, min(most, len(among))).round().astype(int)) if among else []
-        found += [among[place] for place in places]
+        if among:
+            places = np.unique(np.linspace(0, len(among) - 1, min(most, len(among))).round().astype(int))
+            found += [among[place] for place in places]
     return found

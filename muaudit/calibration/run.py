@@ -17,7 +17,7 @@ from muaudit.calibration.measuring import Progress, Sheet, config_of, read
 from muaudit.calibration.own import BED
 from muaudit.calibration.planning import PLAN, CalibrationPlan, PlannedAudit, PlannedMember
 from muaudit.calibration.population import Population
-from muaudit.calibration.record import AttackRates, AuditRow, CalibrationRecord, MemberRow, PolicyRates, RunFacts
+from muaudit.calibration.record import AttackRates, AuditRow, CalibrationRecord, MemberRow, PolicyRates, PowerPoint, RunFacts
 from muaudit.errors import UsageError
 from muaudit.plan import PlannedAttack
 from muaudit.policy import Policy
@@ -119,7 +119,7 @@ def _record(
         attacks=tuple(_attack_rates(entry, first, rows, frozen, leakage, costs[entry.name]) for entry in entries),
         battery=tables.whole(rows),
         groups=tables.groups(first.judged, rows),
-        power=tuple(_power(settings, sheets, first, rows, base, tell)),
+        power=tuple(_power(settings, sheets, first, rows, tell)),
         additions=additions.additions(trial),
         batteries=additions.batteries(trial),
         sensitivity=tuple(sensitivity.seen(sheets, [one.name for one in population.of("never_saw")], first.rule,
@@ -192,8 +192,8 @@ def _policy_rates(one: Applied, rows: Sequence[AuditRow]) -> PolicyRates:
 
 
 def _power(
-    settings: CalibrationConfig, sheets: Sequence[Sheet], first: Applied, rows: Sequence[AuditRow], base: Path, tell: Progress
-) -> Sequence[power.PowerPoint]:
+    settings: CalibrationConfig, sheets: Sequence[Sheet], first: Applied, rows: Sequence[AuditRow], tell: Progress
+) -> Sequence[PowerPoint]:
     by_audit = {audit: sheet for sheet in sheets for audit in sheet.panel.audits}
     samples = [
         power.Sample(by_audit[one.audit], one.audit, row.truth, one.policy)
@@ -226,7 +226,7 @@ def _leakages(sheets: Sequence[Sheet]) -> dict[str, dict[str, float]]:
 
 def _costs(sheets: Sequence[Sheet]) -> dict[str, tuple[float | None, float | None]]:
     """Each attack's seconds a model, and of its preparation in all panels."""
-    found = {}
+    found: dict[str, tuple[float | None, float | None]] = {}
     for entry in sheets[0].panel.plan.attacks:
         every = [one for sheet in sheets for one in sheet.seconds.get(entry.name, (0.0, ()))[1] if one > 0]
         prepared = sum(sheet.seconds.get(entry.name, (0.0, ()))[0] for sheet in sheets)

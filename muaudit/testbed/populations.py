@@ -6,16 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from muaudit.calibration.config import TestbedConfig
-from muaudit.calibration.population import (
-    LADDER,
-    LEFT_IN,
-    ORIGINAL,
-    RETRAIN,
-    Copy,
-    Member,
-    Population,
-    Truth,
-)
+from muaudit.calibration.population import LADDER, LEFT_IN, ORIGINAL, RETRAIN, Member, Population
+from muaudit.calibration.record import Copy, Truth
 from muaudit.config import ExamplesTask, FactsTask, ImagesTask, ShadowsConfig, TaskConfig
 from muaudit.errors import UsageError
 from muaudit.model_config import CausalLMConfig, ClassifierConfig, DiffusionConfig, GuardedConfig, ModelConfig
@@ -180,14 +172,14 @@ def _of_seed(settings: TestbedConfig, kind: Family, seed: int) -> Iterator[_Want
             if strength == "default" or method in kind.strengths:
                 name = _numbered(method if strength == "default" else f"{method}-{strength}", seed)
                 yield _Wanted(name, "knows", method, strength, seed=seed, original=original)
-    for method in gated:
+    for method in [one for one in gated if one not in methods]:
         yield _Wanted(_numbered(method, seed), "gated", method, "default", seed=seed, original=original)
     rungs = (LADDER_SHARES if kind.derived else ()) if settings.interpolation is None else settings.interpolation
     if rungs and not kind.derived:
         raise UsageError("testbed.interpolation: models of this testbed cannot be interpolated; leave it out")
-    for share in rungs:
-        name = _numbered(f"interpolated-{round(100 * share)}", seed)
-        yield _Wanted(name, "ladder", LADDER, f"{share:g}", share, seed, original)
+    for rung in rungs:
+        name = _numbered(f"interpolated-{round(100 * rung)}", seed)
+        yield _Wanted(name, "ladder", LADDER, f"{rung:g}", rung, seed, original)
 
 
 def _copies(settings: TestbedConfig, kind: Family, members: Sequence[_Wanted]) -> Iterator[_Wanted]:
@@ -262,18 +254,20 @@ def _language(preset: str) -> Family:
 
 def _images(preset: str) -> Family:
     from muaudit.testbed.diffusion import build as diffusion
+    from muaudit.testbed.diffusion.data import NAMES
+    from muaudit.testbed.diffusion.method import SAMPLING
 
     bed = diffusion.PRESETS[preset]
     methods = [name.replace("_", "-") for name in diffusion.METHODS if name not in ("retrain", "do_nothing")]
 
     def task(paths: Mapping[str, Path], base: Path) -> TaskConfig:
         values: dict[str, Any] = {name: path_from(base, paths[name]) for name in ("forget", "retain", "holdout", "known")}
-        labels = {name: place for place, name in enumerate(diffusion.data.NAMES)}
+        labels = {name: place for place, name in enumerate(NAMES)}
         evaluators = [
             {"kind": "classifier", "name": name, "path": path_from(base, paths[name]), "labels": labels}
             for name in ("svc", "neighbours")
         ]
-        sampled = {"steps": diffusion.methods.SAMPLING.steps, "guidance": 2.0, "image_mode": "L"}
+        sampled = {"steps": SAMPLING.steps, "guidance": 2.0, "image_mode": "L"}
         return ImagesTask.model_validate({"kind": "text_to_image", **values, "evaluators": evaluators, **sampled})
 
     return Family(
