@@ -158,7 +158,7 @@ references = [2, 3]
 
 [attacks.memorization]
 [attacks.relearning]
-budgets = [5, 10]
+budgets = [10, 20]
 
 [run]
 seed = "2026"

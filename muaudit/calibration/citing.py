@@ -59,18 +59,7 @@ def cite(
     Raises:
         UsageError: The record cannot be read, is not the expected one, or is of models of another family.
     """
-    data = _bytes(base / path, path)
-    sha256 = hashlib.sha256(data).hexdigest()
-    if expected is not None and expected != sha256:
-        raise UsageError(
-            f"calibration.path {path!r}: its SHA-256 is {sha256}, and calibration.sha256 says {expected}; get that one"
-        )
-    record = CalibrationRecord.from_json(data, name=path)
-    if record.family != family:
-        raise UsageError(
-            f"calibration.path {path!r}: was made on models of kind {record.family!r}, and the task is of kind {family!r}, so "
-            "its error rates say nothing of this audit; cite one of that kind, or none"
-        )
+    record, sha256 = _record(path, expected, base, family)
     rates = next((one for one in record.policies if one.sha256 == policy_sha256 and one.left_out is None), None)
     differs = [
         *_of_tool(record),
@@ -90,6 +79,23 @@ def cite(
         missed=None if rates is None else rates.missed,
         differs=tuple(differs),
     )
+
+
+def _record(path: str, expected: str | None, base: Path, family: str) -> tuple[CalibrationRecord, str]:
+    """The record, and the digest of its bytes."""
+    data = _bytes(base / path, path)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if expected is not None and expected != sha256:
+        raise UsageError(
+            f"calibration.path {path!r}: its SHA-256 is {sha256}, and calibration.sha256 says {expected}; get that one"
+        )
+    record = CalibrationRecord.from_json(data, name=path)
+    if record.family != family:
+        raise UsageError(
+            f"calibration.path {path!r}: was made on models of kind {record.family!r}, and the task is of kind {family!r}, so "
+            "its error rates say nothing of this audit; cite one of that kind, or none"
+        )
+    return record, sha256
 
 
 def _bytes(path: Path, shown: str) -> bytes:

@@ -106,7 +106,7 @@ def test_no_target_is_its_own_reference_and_copies_are_no_audits(record: Calibra
         assert len(set(audit.references)) == 3
         assert set(audit.references) <= honest
     assert {one.name for one in record.members if one.copied} == {
-        "retrain-1-4bit", "retrain-1-relearned", "npo-weak-4bit", "npo-weak-relearned",
+        "retrain-1-4bit", "retrain-1-relearned", "refusal-4bit", "refusal-relearned",
     }  # fmt: skip
     assert not any(audit.target.endswith(("4bit", "relearned")) for audit in record.audits)
 
