@@ -25,8 +25,8 @@ def muaudit(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
 
 
 def findings(record: CalibrationRecord) -> dict[str, object]:
-    """All that does not depend on how long anything took."""
-    kept = {"audits", "groups", "battery", "power", "sensitivity", "policies", "members", "plan_sha256"}
+    """All that depends neither on how long anything took nor on where it lies."""
+    kept = {"audits", "groups", "battery", "power", "sensitivity", "policies", "members"}
     return record.model_dump(include=kept)
 
 

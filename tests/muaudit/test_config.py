@@ -38,7 +38,7 @@ def test_the_smallest_file_gets_every_default() -> None:
     ("changes", "expected"),
     [
         ({"targets": {}}, "unknown key 'targets'; did you mean 'target'?"),
-        ({"zzzzzz": {}}, "unknown key 'zzzzzz'; known here: attacks, budget, conduct, original, "),
+        ({"zzzzzz": {}}, "unknown key 'zzzzzz'; known here: attacks, budget, calibration, conduct, original, "),
         ({"run": {"sede": "1"}}, "unknown key 'run.sede'; did you mean 'seed'?"),
         ({"task": {"kind": "facts", "forgets": "f"}}, "unknown key 'task.forgets'; did you mean 'forget'?"),
         ({"task": {"kind": "facts", "forget": "f", "hold_out": "h"}}, "unknown key 'task.hold_out'; did you mean 'holdout'?"),
