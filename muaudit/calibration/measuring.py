@@ -197,6 +197,10 @@ def measure(panel: Panel, base: Path, progress: Progress) -> Sheet:
 
 def timed(frozen: Plan, base: Path, job: Job, apart: bool) -> Outcome:
     """Measures one attack on one model, unless it is stored already, and keeps how long it took; see `muaudit.measuring`."""
+    if not apart and not measuring.stored(frozen, base, job):
+        # What it takes to open a model is no attack's cost; whoever comes first would bear it.
+        kept, numbers = plan.store_folder(frozen.config, base), frozen.config.task.kind == "regression"
+        measuring.opened(job.config, base, frozen.config.run.device, kept, job.digests, numbers)
     start = time.perf_counter()
     outcome = measuring.measure(frozen, base, job, apart)
     if outcome.computed:
