@@ -13,6 +13,8 @@ WHEEL = build/dist/muaudit-*.whl
 # What runs on transformers 5 as well: all that opens models, every attack's contract, and the way from a plan to a report.
 CORE_TESTS := tests/attacks/test_contract.py tests/attacks/test_relearning.py tests/muaudit/models \
 	tests/muaudit/testbed/test_language.py tests/muaudit/test_runner.py tests/muaudit/test_cli.py
+# Fuzzing and changing bytes measure no speed, and take what time they are given: run them by hand.
+BENCHMARKS := $(filter-out benchmarks/fuzz.py benchmarks/mutations.py,$(wildcard benchmarks/*.py))
 PYTEST_TOOLS := pytest pytest-timeout pytest-xdist hypothesis jsonschema
 
 .PHONY: help audit test check typecheck format test-core test-transformers5 test-main bench clean
@@ -65,7 +67,7 @@ test-main: .venv/.dev  ## The whole test suite.
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 8
 
 bench: .venv/.dev  ## Measures speed and error rates; takes a while, prints, judges nothing.
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
 clean:  ## Removes what was built and installed here.
 	rm -rf .venv .venv-core .venv-transformers5 build dist muaudit.egg-info demo-audit
