@@ -11,7 +11,8 @@ BIN := .venv/bin
 INSTALL = -m pip install -qq --no-compile --no-build-isolation -c $(CONSTRAINTS)
 WHEEL = build/dist/muaudit-*.whl
 # What runs on transformers 5 as well: all that opens models, every attack's contract, and the way from a plan to a report.
-CORE_TESTS := tests/attacks/test_contract.py tests/attacks/test_relearning.py tests/muaudit/models \
+CORE_TESTS := tests/attacks/test_contract.py tests/attacks/test_image_contract.py tests/attacks/test_image_contract_others.py \
+	tests/attacks/test_relearning.py tests/muaudit/models \
 	tests/muaudit/testbed/test_language.py tests/muaudit/test_runner.py tests/muaudit/test_cli.py
 # Fuzzing and changing bytes measure no speed, and take what time they are given: run them by hand.
 BENCHMARKS := $(filter-out benchmarks/fuzz.py benchmarks/mutations.py,$(wildcard benchmarks/*.py))

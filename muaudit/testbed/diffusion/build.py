@@ -4,17 +4,13 @@ import hashlib
 import inspect
 import json
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -25,6 +21,7 @@ from muaudit.diffusion.pipeline import Pipeline
 from muaudit.errors import UsageError
 from muaudit.results import Frozen
 from muaudit.store import write_atomically
+from muaudit.testbed import folders
 from muaudit.testbed.diffusion import data, evaluators, training
 from muaudit.testbed.diffusion import method as methods
 from muaudit.testbed.diffusion.advunlearn import AdvUnlearn
@@ -39,6 +36,7 @@ from muaudit.testbed.diffusion.retrain import Retrain
 from muaudit.testbed.diffusion.salun import SalUn
 from muaudit.testbed.diffusion.score_forgetting_distillation import ScoreForgettingDistillation
 from muaudit.testbed.diffusion.training import Recipe, opened, save, train
+from muaudit.testbed.folders import MARKER, Progress, completed, finished, one_thread
 from muaudit.training import fitting, networks, recipes
 
 METHODS: dict[str, type[Method]] = {
@@ -49,16 +47,10 @@ METHODS: dict[str, type[Method]] = {
 }  # fmt: skip
 """The unlearning methods by name."""
 
-MARKER = "testbed.json"
-"""Stands in every finished model's folder and holds the key of what it was made from."""
-
 SHADOWS = "shadows"
 """The folder of the shadow models, and of `keep.json`, which says who was trained on what."""
 
 _SHADOW = "shadow"
-
-Progress = Callable[[str, bool], None]
-"""Told each finished model's name, and whether it was already there."""
 
 
 class Testbed(Frozen):
@@ -164,26 +156,14 @@ def build(
     originals = [source for model in asked if (source := model.source)]
     every = {model.name: model for model in [*originals, *asked]}
     world = make_world(testbed.population)
-    with _one_thread():
+    with one_thread():
         paths = write_task(world, out) | _evaluators(testbed, world, out)
     paths |= _shadowed(testbed, world, [model for model in every.values() if model.method == _SHADOW], out)
     # First what is trained from scratch, then what is made from an original.
     for stage in ([model for model in every.values() if not model.source], [model for model in every.values() if model.source]):
-        todo = []
-        for model in stage:
-            if _finished(model.folder(out), _key(testbed, model)):
-                _report(progress, model.name, True)
-            else:
-                todo.append(model)
-        work = (delayed(_make)(testbed, model, out) for model in todo)
-        for name in Parallel(n_jobs=max(1, min(jobs, len(todo))), backend="loky", return_as="generator_unordered")(work):
-            _report(progress, name, False)
+        missing = folders.missing(stage, lambda model: finished(model.folder(out), _key(testbed, model)), progress)
+        folders.make(missing, partial(_make, testbed, out), processes=jobs, progress=progress)
     return paths | {name: model.folder(out) for name, model in every.items()}
-
-
-def _report(progress: Progress | None, name: str, reused: bool) -> None:
-    if progress:
-        progress(name, reused)
 
 
 def _evaluators(testbed: Testbed, world: World, out: Path) -> dict[str, Path]:
@@ -194,7 +174,7 @@ def _evaluators(testbed: Testbed, world: World, out: Path) -> dict[str, Path]:
         sources + f"{testbed.population.content_digest()}{_versions('torch', 'scikit-learn', 'skops')}".encode()
     )
     marker = out / "evaluators" / MARKER
-    if not _finished(marker.parent, key.hexdigest()):
+    if not finished(marker.parent, key.hexdigest()):
         evaluators.write_evaluators(world, out)
         write_atomically(marker, json.dumps({"key": key.hexdigest()}).encode() + b"\n")
     return evaluators.paths(out)
@@ -240,7 +220,7 @@ def halves(world: World, count: int) -> tuple[list[tuple[str, int]], NDArray[np.
 @cache
 def _code(method: str | None) -> str:
     """Digest of all code that the weights of a model depend on."""
-    modules = [compute, pipelines, prompt_encoder, sampling, data, training]
+    modules = [compute, folders, pipelines, prompt_encoder, sampling, data, training]
     made = "".join(inspect.getsource(function) for function in (_make, _rows, _pipeline, halves))
     files = [Path(str(module.__file__)) for module in modules]
     if method in METHODS:
@@ -264,39 +244,10 @@ def _key(testbed: Testbed, model: Wanted) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _finished(folder: Path, key: str) -> bool:
-    """Whether the folder holds the model of that key; a stale one is to be replaced."""
-    if not folder.exists():
-        return False
-    try:
-        return bool(json.loads((folder / MARKER).read_bytes())["key"] == key)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder}: in the way, and not made by `muaudit testbed build`; give another --out") from error
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Computes with one thread, while it lasts."""
-    # Sums over threads differ in the last bits; with one thread a seed gives the same bytes on every run.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _make(testbed: Testbed, model: Wanted, out: Path) -> str:
+def _make(testbed: Testbed, out: Path, model: Wanted) -> str:
     """Makes one model; its folder appears only when it is complete."""
-    with _one_thread(), tempfile.TemporaryDirectory(dir=out, prefix=".building-") as scratch:
-        folder = Path(scratch) / model.name
+    with one_thread(), completed(model.folder(out), _key(testbed, model)) as folder:
         save(_pipeline(testbed, model, out), folder)
-        (folder / MARKER).write_text(json.dumps({"key": _key(testbed, model)}) + "\n", encoding="utf-8")
-        final = model.folder(out)
-        final.parent.mkdir(exist_ok=True)
-        if final.exists():
-            final.rename(Path(scratch) / "stale")
-        folder.rename(final)
     return model.name
 
 
