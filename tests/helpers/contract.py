@@ -43,7 +43,6 @@ SIZES = IMAGES | {
     "unlearndiffatk": IMAGES["unlearndiffatk"] | {"steps": 15, "baselines": False},
     "p4d": IMAGES["p4d"] | {"steps": 15, "baselines": False},
     "concept_inversion": IMAGES["concept_inversion"] | {"budgets": [120]},
-    "likelihood": IMAGES["likelihood"] | {"noises": 4},
     "soft_prompt": IMAGES["soft_prompt"] | {"steps": 40, "batch": 1},
 }
 """Attacks on image generators are as large as in the example, some a little smaller; those that train their own references
