@@ -61,6 +61,9 @@ test-core: .venv-core/.done wheel  ## The wheel alone, without torch: command li
 	@cd build/core && ../../.venv-core/bin/muaudit render --help > /dev/null
 	cd build/core/release_gate && ../../../.venv-core/bin/python -P make_logs.py && ../../../.venv-core/bin/python -P -m pytest -q
 
+# Several workers, each with threads of its own for every core, would mostly wait for each other.
+test-transformers5 test-main: export OMP_NUM_THREADS = 1
+
 test-transformers5: .venv-transformers5/.done  ## What touches models, on transformers 5 and without textattack.
 	.venv-transformers5/bin/pytest -q -n 2 --dist loadfile -m "not textattack and not chromium and not long" $(CORE_TESTS)
 
