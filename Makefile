@@ -87,6 +87,7 @@ clean:  ## Removes what was built and installed here.
 .venv/.dev: .venv/.models
 	@echo "installing muaudit[all] and the dev tools into .venv; this happens once"
 	@$(BIN)/python $(INSTALL) -e '.[all]' --group dev
+	@$(call compiled,.venv)
 	@touch $@
 
 .venv-core/.done: pyproject.toml constraints.txt
@@ -100,6 +101,7 @@ clean:  ## Removes what was built and installed here.
 	@echo "installing muaudit[models,endpoint,vision,diffusion] on transformers 5 into .venv-transformers5; this happens once"
 	@$(call environment,.venv-transformers5)
 	@.venv-transformers5/bin/python $(INSTALL) -e '.[models,endpoint,vision,diffusion]' $(PYTEST_TOOLS)
+	@$(call compiled,.venv-transformers5)
 	@touch $@
 
 # A virtual environment with the pinned pip, and the build tools that building without isolation needs.
@@ -107,4 +109,9 @@ define environment
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	echo "muaudit needs Python 3.11 or later; $(PYTHON) is older: make PYTHON=python3.11 ..." >&2; exit 5; }; \
 $(PYTHON) -m venv $(1) && $(1)/bin/python -m pip install -qq -c $(CONSTRAINTS) pip && $(1)/bin/python $(INSTALL) setuptools wheel
+endef
+
+# The tests start hundreds of processes; where Python may not write bytecode, each would compile anew all that it imports.
+define compiled
+$(1)/bin/python -m compileall -q -j 0 $(1)/lib > $(1)/compile.log 2>&1 || true
 endef
