@@ -42,6 +42,7 @@ SIZES = IMAGES | {
     "retention": {"images_per_prompt": IMAGES["retention"]["images_per_prompt"]},
     "unlearndiffatk": IMAGES["unlearndiffatk"] | {"steps": 15, "baselines": False},
     "p4d": IMAGES["p4d"] | {"steps": 15, "baselines": False},
+    "concept_relearning": IMAGES["concept_relearning"] | {"budgets": [40]},
     "concept_inversion": IMAGES["concept_inversion"] | {"budgets": [120]},
     "soft_prompt": IMAGES["soft_prompt"] | {"steps": 40, "batch": 1},
 }
