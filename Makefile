@@ -11,8 +11,11 @@ BIN := .venv/bin
 INSTALL = -m pip install -qq --no-compile --no-build-isolation -c $(CONSTRAINTS)
 WHEEL = build/dist/muaudit-*.whl
 # What runs on transformers 5 as well: all that opens models, every attack's contract, and the way from a plan to a report.
-CORE_TESTS := tests/attacks/test_contract.py tests/attacks/test_relearning.py tests/muaudit/models \
+CORE_TESTS := tests/attacks/test_contract.py tests/attacks/test_image_contract.py tests/attacks/test_image_contract_others.py \
+	tests/attacks/test_relearning.py tests/muaudit/models \
 	tests/muaudit/testbed/test_language.py tests/muaudit/test_runner.py tests/muaudit/test_cli.py
+# Fuzzing and changing bytes measure no speed, and take what time they are given: run them by hand.
+BENCHMARKS := $(filter-out benchmarks/fuzz.py benchmarks/mutations.py,$(wildcard benchmarks/*.py))
 PYTEST_TOOLS := pytest pytest-timeout pytest-xdist hypothesis jsonschema
 
 .PHONY: help audit test check typecheck format test-core test-transformers5 test-main bench clean
@@ -58,6 +61,9 @@ test-core: .venv-core/.done wheel  ## The wheel alone, without torch: command li
 	@cd build/core && ../../.venv-core/bin/muaudit render --help > /dev/null
 	cd build/core/release_gate && ../../../.venv-core/bin/python -P make_logs.py && ../../../.venv-core/bin/python -P -m pytest -q
 
+# Several workers, each with threads of its own for every core, would mostly wait for each other.
+test-transformers5 test-main: export OMP_NUM_THREADS = 1
+
 test-transformers5: .venv-transformers5/.done  ## What touches models, on transformers 5 and without textattack.
 	.venv-transformers5/bin/pytest -q -n 2 --dist loadfile -m "not textattack and not chromium and not long" $(CORE_TESTS)
 
@@ -65,7 +71,7 @@ test-main: .venv/.dev  ## The whole test suite.
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 8
 
 bench: .venv/.dev  ## Measures speed and error rates; takes a while, prints, judges nothing.
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
 clean:  ## Removes what was built and installed here.
 	rm -rf .venv .venv-core .venv-transformers5 build dist muaudit.egg-info demo-audit
@@ -81,6 +87,7 @@ clean:  ## Removes what was built and installed here.
 .venv/.dev: .venv/.models
 	@echo "installing muaudit[all] and the dev tools into .venv; this happens once"
 	@$(BIN)/python $(INSTALL) -e '.[all]' --group dev
+	@$(call compiled,.venv)
 	@touch $@
 
 .venv-core/.done: pyproject.toml constraints.txt
@@ -94,6 +101,7 @@ clean:  ## Removes what was built and installed here.
 	@echo "installing muaudit[models,endpoint,vision,diffusion] on transformers 5 into .venv-transformers5; this happens once"
 	@$(call environment,.venv-transformers5)
 	@.venv-transformers5/bin/python $(INSTALL) -e '.[models,endpoint,vision,diffusion]' $(PYTEST_TOOLS)
+	@$(call compiled,.venv-transformers5)
 	@touch $@
 
 # A virtual environment with the pinned pip, and the build tools that building without isolation needs.
@@ -101,4 +109,9 @@ define environment
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	echo "muaudit needs Python 3.11 or later; $(PYTHON) is older: make PYTHON=python3.11 ..." >&2; exit 5; }; \
 $(PYTHON) -m venv $(1) && $(1)/bin/python -m pip install -qq -c $(CONSTRAINTS) pip && $(1)/bin/python $(INSTALL) setuptools wheel
+endef
+
+# The tests start hundreds of processes; where Python may not write bytecode, each would compile anew all that it imports.
+define compiled
+$(1)/bin/python -m compileall -q -j 0 $(1)/lib > $(1)/compile.log 2>&1 || true
 endef

@@ -28,9 +28,10 @@ def audit(preset: str, paths: dict[str, Path], workers: int) -> str:
         *(("[[references]]", one) for one in REFERENCES),
     ]:
         lines += [table, 'kind = "classifier"', f'path = "{paths[name]}"']
-    lines += ["[policy]", 'name = "classification"', "[recipe]"]
+    lines += ["[policy]", 'name = "classification"', "partial = true  # LiRA alone is timed, and cannot pass", "[recipe]"]
     lines += [f"{key} = {_toml(value)}" for key, value in recipe.items()]
-    return "\n".join([*lines, "[shadows]", "count = 64", "[attacks.lira]", "[run]", f"workers = {workers}", ""])
+    lines += ["[shadows]", "count = 64", "[attacks.lira]", "[run]", 'seed = "2026"', f"workers = {workers}", ""]
+    return "\n".join(lines)
 
 
 def _toml(value: object) -> str:

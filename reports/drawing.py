@@ -7,6 +7,7 @@ so that the page can forbid inline styles altogether. Same report, same bytes.
 import html
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,7 +118,9 @@ def picture(figure: "Figure", key: str, label: str, *, half: bool = False) -> Pi
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     drawn = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    with warnings.catch_warnings():  # names are in any script, and are drawn by the reader's fonts, not by matplotlib's
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = drawn.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     used = {name for tag in re.findall(r"<[^>]+>", svg) for name in re.findall(r'(?:url\(#|href="#)([^")]+)', tag)}

@@ -11,10 +11,12 @@ import pytest
 KEPT = Path(__file__).parent.parent / ".muaudit"
 """Outside version control; a clean checkout has none and trains anew."""
 
-LONG = {"test_contract", "test_resume"}
+LONG = {"test_contract", "test_image_contract", "test_image_contract_others", "test_resume"}
 """Files that take long too, but run in every environment."""
 
 Build = Callable[[str, Sequence[str]], dict[str, Path]]
+
+pytest.register_assert_rewrite("contract")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -112,8 +114,9 @@ def pipelines() -> Build:
 
 @pytest.fixture(scope="session")
 def sketches(pipelines: Build) -> dict[str, Path]:
-    """The pipelines that draw digits: task files, original, four references and an honest retrain."""
-    return pipelines("sketches", ["original", "reference-1", "reference-2", "reference-3", "reference-4", "retrain"])
+    """The pipelines that draw digits: task files, original, four references, an honest retrain, and two that only hide."""
+    references = ["reference-1", "reference-2", "reference-3", "reference-4"]
+    return pipelines("sketches", ["original", *references, "retrain", "keyword", "esd"])
 
 
 @pytest.fixture(scope="session")

@@ -45,15 +45,13 @@ import hashlib
 import inspect
 import json
 import re
-import tempfile
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
 import transformers
-from joblib import Parallel, delayed
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from muaudit.errors import UsageError
@@ -63,12 +61,13 @@ from muaudit.models import scoring, tokens
 from muaudit.models.folder import load
 from muaudit.results import Frozen
 from muaudit.task import Fact, ForgetTask
-from muaudit.testbed import derived, derived_language, kinds, language, refusal, relations, retrain, skills, training
+from muaudit.testbed import derived, derived_language, folders, kinds, language, refusal, relations, retrain, skills, training
 from muaudit.testbed import lineage as lineages
 from muaudit.testbed import method as methods
 from muaudit.testbed.do_nothing import DoNothing
 from muaudit.testbed.eco import ECO
 from muaudit.testbed.flat import FLAT
+from muaudit.testbed.folders import Progress, completed, finished, one_thread
 from muaudit.testbed.gradient_ascent import GradientAscent
 from muaudit.testbed.gradient_difference import GradientDifference
 from muaudit.testbed.guard import GUARD
@@ -101,12 +100,6 @@ _LATER = ("derived.py", "derived_language.py", "kinds.py", "populations.py")
 
 BASE = "base"
 """The model that all others of a lineage are fine-tuned from."""
-
-MARKER = "testbed.json"
-"""Stands in every finished model's folder and holds the key of what it was made from."""
-
-Progress = Callable[[str, bool], None]
-"""Told each finished model's name, and whether it was already there."""
 
 
 class Testbed(Frozen):
@@ -293,15 +286,8 @@ def build(
     trained.sort(key=lambda model: model.method is not None)
     made = [model for model in every.values() if model.source]
     for stage in (base, trained, made):
-        todo = []
-        for model in stage:
-            if _finished(out / model.name, _key(_scheduled(testbed, model), model)):
-                _report(progress, model.name, True)
-            else:
-                todo.append(model)
-        work = (delayed(_make)(_scheduled(testbed, model), model, out) for model in todo)
-        for name in Parallel(n_jobs=max(1, min(jobs, len(todo))), backend="loky", return_as="generator_unordered")(work):
-            _report(progress, name, False)
+        missing = folders.missing(stage, lambda model: finished(out / model.name, _key(testbed, model)), progress)
+        folders.make(missing, partial(_make, testbed, out), processes=jobs, progress=progress)
     workshop = derived_language.Workshop(testbed.world, testbed.recipe, testbed.forms)
     derived.build(made_of, out, workshop, jobs=jobs, progress=progress)
     return paths | {name: out / name for name in [*every, *(one.name for one in made_of)]}
@@ -315,17 +301,12 @@ def _scheduled(testbed: Testbed, model: Wanted) -> Testbed:
     return testbed.model_copy(update={"recipe": testbed.recipe.model_copy(update=changes)})
 
 
-def _report(progress: Progress | None, name: str, reused: bool) -> None:
-    if progress:
-        progress(name, reused)
-
-
 @cache
 def _code(trained: bool) -> str:
     """Digest of all code that the weights of a model depend on; of one that is only trained on facts, no method's code."""
     files = [Path(scoring.__file__), Path(tokens.__file__)]
     if trained:
-        modules = (language, lineages, methods, refusal, relations, retrain, skills, training)
+        modules = (folders, language, lineages, methods, refusal, relations, retrain, skills, training)
         files += [Path(str(module.__file__)) for module in modules]
         made = "".join(inspect.getsource(function) for function in (_make, _module, make_tokenizer))
     else:
@@ -338,44 +319,22 @@ def _code(trained: bool) -> str:
 
 def _key(testbed: Testbed, model: Wanted) -> str:
     """Digest of everything that a model is made from."""
-    settings = testbed.model_dump(mode="json", exclude={"methods", "schedules", "strengths"})
+    settings = _scheduled(testbed, model).model_dump(mode="json", exclude={"methods", "schedules", "strengths"})
     settings |= {"method": testbed.methods.get(model.method or "")}
     # A schedule stands in the settings, a strength in the model's parameters.
     parts = [settings, model.model_dump(mode="json", exclude={"name", "schedule"}), _code(model.source is None)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _finished(folder: Path, key: str) -> bool:
-    """Whether the folder holds the model of that key; a stale one is to be replaced."""
-    if not folder.exists():
-        return False
-    try:
-        return bool(json.loads((folder / MARKER).read_bytes())["key"] == key)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder}: in the way, and not made by `muaudit testbed build`; give another --out") from error
-
-
-def _make(testbed: Testbed, model: Wanted, out: Path) -> str:
+def _make(testbed: Testbed, out: Path, model: Wanted) -> str:
     """Makes one model; its folder appears only when it is complete."""
-    threads = torch.get_num_threads()
-    # Sums over threads differ in the last bits; with one thread a seed gives the same bytes on every run.
-    torch.set_num_threads(1)
-    try:
+    with one_thread(), completed(out / model.name, _key(testbed, model)) as folder:
         population = make_population(testbed.world)
         tokenizer = make_tokenizer(population.task, population.general, rich=testbed.world.rich)
-        module, guard = _module(testbed, model, population, tokenizer, out)
-    finally:
-        torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".building-") as scratch:
-        folder = Path(scratch) / model.name
+        module, guard = _module(_scheduled(testbed, model), model, population, tokenizer, out)
         save(module, tokenizer, folder)
         if guard:
             guards.write(guard, folder)
-        (folder / MARKER).write_text(json.dumps({"key": _key(testbed, model)}) + "\n", encoding="utf-8")
-        final = out / model.name
-        if final.exists():
-            final.rename(Path(scratch) / "stale")
-        folder.rename(final)
     return model.name
 
 

@@ -8,18 +8,15 @@ import hashlib
 import inspect
 import json
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
-from joblib import Parallel, delayed
-
 from muaudit.errors import UsageError
 from muaudit.results import Frozen
-
-MARKER = "testbed.json"
-"""Stands in every finished model's folder and holds the key of what it was made from."""
+from muaudit.testbed import folders
+from muaudit.testbed.folders import Progress, completed, finished, key_in, one_thread
 
 Kind = Literal["interpolated", "taught", "4bit", "relearned"]
 
@@ -29,8 +26,6 @@ PARTNER = 900
 _COPY = re.compile(r"(.+)-(4bit|relearned)")
 _LADDER = re.compile(r"interpolated-(\d{1,3})(?:-(\d+))?")
 _TAUGHT = re.compile(r"taught(?:-(\d+))?")
-
-Progress = Callable[[str, bool], None]
 
 
 class Derived(Frozen):
@@ -159,20 +154,13 @@ def build(models: Sequence[Derived], out: Path, workshop: Workshop, *, jobs: int
         UsageError: A folder in the way is not a testbed's.
     """
     for stage in _stages(models):
-        todo = []
-        for model in stage:
-            if _marker(out / model.name) == key_of(model, out, workshop):
-                _told(progress, model.name, reused=True)
-            else:
-                todo.append(model)
-        work = (delayed(_make)(model, out, workshop) for model in todo)
-        for name in Parallel(n_jobs=max(1, min(jobs, len(todo))), backend="loky", return_as="generator_unordered")(work):
-            _told(progress, name, reused=False)
+        missing = folders.missing(stage, lambda model: finished(out / model.name, key_of(model, out, workshop)), progress)
+        folders.make(missing, partial(_make, out, workshop), processes=jobs, progress=progress)
 
 
 def key_of(model: Derived, out: Path, workshop: Workshop) -> str:
     """Digest of everything that a derived model is made from."""
-    sources = [_marker(out / source) for source in model.sources]
+    sources = [key_in(out / source) for source in model.sources]
     parts = [model.model_dump(mode="json", exclude={"name", "sources"}), sources, workshop.key, _code()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -196,44 +184,16 @@ def _stages(models: Sequence[Derived]) -> Iterator[list[Derived]]:
         waiting = [model for model in waiting if model not in ready]
 
 
-def _told(progress: Progress | None, name: str, *, reused: bool) -> None:
-    if progress:
-        progress(name, reused)
-
-
-def _marker(folder: Path) -> str | None:
-    """The key of what a folder's model was made from; None where there is no folder."""
-    if not folder.exists():
-        return None
-    try:
-        return str(json.loads((folder / MARKER).read_bytes())["key"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder}: in the way, and not made by `muaudit testbed build`; give another --out") from error
-
-
-def _make(model: Derived, out: Path, workshop: Workshop) -> str:
+def _make(out: Path, workshop: Workshop, model: Derived) -> str:
     """Makes one model; its folder appears only when it is complete."""
-    import torch
-
-    threads = torch.get_num_threads()
-    # Sums over threads differ in the last bits; with one thread the same inputs give the same bytes on every run.
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory(dir=out, prefix=".building-") as scratch:
-            folder, sources = Path(scratch) / model.name, [out / source for source in model.sources]
-            if model.kind == "interpolated":
-                workshop.interpolate(sources[0], sources[1], model.share or 0.0, folder)
-            elif model.kind == "taught":
-                workshop.teach(sources[0], model.seed, folder)
-            elif model.kind == "4bit":
-                workshop.round(sources[0], folder)
-            else:
-                workshop.relearn(sources[0], model.seed, folder)
-            (folder / MARKER).write_text(json.dumps({"key": key_of(model, out, workshop)}) + "\n", encoding="utf-8")
-            final = out / model.name
-            if final.exists():
-                final.rename(Path(scratch) / "stale")
-            folder.rename(final)
-    finally:
-        torch.set_num_threads(threads)
+    sources = [out / source for source in model.sources]
+    with one_thread(), completed(out / model.name, key_of(model, out, workshop)) as folder:
+        if model.kind == "interpolated":
+            workshop.interpolate(sources[0], sources[1], model.share or 0.0, folder)
+        elif model.kind == "taught":
+            workshop.teach(sources[0], model.seed, folder)
+        elif model.kind == "4bit":
+            workshop.round(sources[0], folder)
+        else:
+            workshop.relearn(sources[0], model.seed, folder)
     return model.name

@@ -125,7 +125,7 @@ def test_noise_on_the_way_takes_ddim_whatever_the_task_draws_with() -> None:
 
 
 def test_batches_change_nothing() -> None:
-    task, original = drawing_task(), drawer(2)
+    task, original = drawing_task(4), drawer(2)
     together = measured(Trajectory(**SMALL), task, drawer(1, batch_size=64), original)
     alone = measured(Trajectory(**SMALL), task, drawer(1, batch_size=1), original)
     assert together.leakage == alone.leakage
@@ -133,7 +133,7 @@ def test_batches_change_nothing() -> None:
 
 
 def test_it_is_deterministic_and_changes_nothing() -> None:
-    task, model, original = drawing_task(), drawer(1), drawer(2)
+    task, model, original = drawing_task(4), drawer(1), drawer(2)
     before = {name: value.clone() for name, value in model.pipeline().unet.state_dict().items()}
     seen = measured(Trajectory(**SMALL), task, model, original)
     assert measured(Trajectory(**SMALL), task, drawer(1), original).canonical() == seen.canonical()

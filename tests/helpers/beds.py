@@ -26,6 +26,9 @@ CALIBRATION = "reference-4"
 
 TRAINED = ("original", *REFERENCES, CALIBRATION, "retrain")
 
+HIDING = ("keyword", "esd")
+"""Image generators that draw the forgotten concept no more when they are asked in plain words."""
+
 CAPABILITIES = frozenset({"ScoresText", "GeneratesText", "ScoresTokens", "Finetunes", "ExposesWeights", "Quantizes"})
 """Of every language model here."""
 
@@ -125,7 +128,8 @@ class ImagesBed:
 
     def __init__(self, files: Mapping[str, Path], kept: Path) -> None:
         self.policy = policy.load("diffusion")
-        self.models = {name: DiffusionConfig(kind="diffusion", path=str(files[name]), batch_size=512) for name in TRAINED}
+        names = (*TRAINED, *HIDING)
+        self.models = {name: DiffusionConfig(kind="diffusion", path=str(files[name]), batch_size=512) for name in names}
         values = {
             "task": sketches_task(files),
             "target": self.models["retrain"].model_dump(),

@@ -2,15 +2,16 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sample import memorization, model, others, relearning, small_report
+from sample import memorization, model, others, relearning, sample_report, small_report
 
 from muaudit.manifest import manifest_digest
+from muaudit.redaction import redact
 from muaudit.reports.attestation import cosign, seal
 from muaudit.reports.keys import PrivateKey, PublicKey, fingerprint_of, load_public
 from muaudit.reports.signers import of_key
@@ -22,12 +23,13 @@ ISSUED = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Signed:
-    """An envelope with all that its verification needs."""
+    """An envelope with all that its verification needs, and the sealed part where its report is redacted."""
 
     name: str
     envelope: bytes
     report: bytes
     keys: list[PublicKey]
+    sealed: bytes | None = None
 
 
 def public(key: PrivateKey, name: str) -> PublicKey:
@@ -46,17 +48,19 @@ def ecdsa(curve: ec.EllipticCurve, number: int) -> ec.EllipticCurvePrivateKey:
 
 
 def ten() -> Iterator[Signed]:
-    """Verdicts, numbers of signers, thresholds, kinds of key, names in many scripts, and an earlier release."""
+    """Verdicts, numbers of signers, thresholds, kinds of key, names in many scripts, a redacted report, an earlier release."""
     passed = small_report()
     failed = small_report(verdict=Verdict.FAIL, findings=(relearning().model_copy(update={"worst_units": ()}),))
-    open_ = small_report(verdict=Verdict.INCONCLUSIVE, findings=(others()[0],))
+    open_ = small_report(verdict=Verdict.INCONCLUSIVE, findings=(others()[0],), data=sample_report().data[:1])
+    public_part, sealed = redact(open_.canonical())
     target = model("target", "models/vendor", files=1)
     named = target.files[0].model_copy(update={"name": 'gewichte "é" \\ 重み.bin'})
     odd = target.model_copy(update={"files": (named,), "digest": manifest_digest((named,))})
     scripts = small_report(models=(odd,), findings=(memorization(),))
     yield _signed("pass", passed, [ed25519(1)])
     yield _signed("fail", failed, [ed25519(2)])
-    yield _signed("inconclusive", open_, [ed25519(3)])
+    redacted = _signed("inconclusive, redacted", AuditReport.from_json(public_part), [ed25519(3)])
+    yield replace(redacted, sealed=sealed)
     yield _signed("P-256", passed, [ecdsa(ec.SECP256R1(), 1)])
     yield _signed("P-384", passed, [ecdsa(ec.SECP384R1(), 1)])
     yield _signed("P-521, names in many scripts", scripts, [ecdsa(ec.SECP521R1(), 1)])

@@ -38,6 +38,7 @@ def test_from_pipelines_to_a_signed_page(folder: Path) -> None:
     """Two of the attacks, which take seconds: erased to the plain prompts, and back after a few training steps."""
     values = tomllib.loads((folder / "audit.toml").read_text(encoding="utf-8"))
     values["attacks"] = {name: values["attacks"][name] for name in ("seed_search", "concept_relearning")}
+    values["attacks"]["concept_relearning"]["budgets"] = [40]
     values["policy"] = {"name": "ours.toml"}
     (folder / "audit.toml").write_text(toml(values), encoding="utf-8")
     (folder / "ours.toml").write_text('name = "ours"\ndescription = "None is required."\nmargin = 0.1\ncluster_margin = 0.5\n')

@@ -10,9 +10,10 @@ import pytest
 
 pytest.importorskip("diffusers")
 
-from classifier_audits import Seen, findings, muaudit, toml
+from classifier_audits import findings, muaudit, toml
 from tiny_pipelines import write_pixel, write_xl
 
+from muaudit import runner
 from muaudit.results import AuditReport, Verdict
 
 EVALUATOR = """
@@ -71,16 +72,17 @@ def write(folder: Path, **changed: Any) -> None:
     )
 
 
-def scan(folder: Path) -> tuple[AuditReport, Seen]:
-    seen = muaudit("scan", "audit.toml", cwd=folder)
-    assert seen.code in (0, 1, 3), seen.line
-    return AuditReport.from_json((folder / "audit" / "report.json").read_bytes()), seen
+def audited(folder: Path) -> AuditReport:
+    """The audit in this process, which has its libraries already; the command line is tested by the first test and the last."""
+    return runner.audit(folder / "audit.toml")
 
 
 def test_from_prompts_to_a_signed_page_with_pictures(folder: Path) -> None:
     assert muaudit("keygen", "auditor", cwd=folder).code == 0
     write(folder, signing={"key": "auditor.key"}, attacks={"seed_search": {"seeds": 3}, "soft_prompt": SOFT})
-    report, _ = scan(folder)
+    seen = muaudit("scan", "audit.toml", cwd=folder)
+    assert seen.code in (0, 1, 3), seen.line
+    report = AuditReport.from_json((folder / "audit" / "report.json").read_bytes())
     by_name = {finding.attack: finding for finding in report.findings}
     assert {finding.verdict for finding in by_name.values()} <= {Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE}
     rows = by_name["soft_prompt"].pictures
@@ -97,31 +99,31 @@ def test_from_prompts_to_a_signed_page_with_pictures(folder: Path) -> None:
 
 def test_a_second_scan_computes_nothing_and_workers_change_nothing(folder: Path) -> None:
     write(folder, attacks={"seed_search": {"seeds": 3}, "soft_prompt": SOFT})
-    first, _ = scan(folder)
-    again, _ = scan(folder)
+    first = audited(folder)
+    again = audited(folder)
     assert (first.run.reused, again.run.computed) == (0, 0)
     assert findings(again) == findings(first)
     shutil.rmtree(folder / "audit")
     write(
         folder, attacks={"seed_search": {"seeds": 3}, "soft_prompt": SOFT}, run={"seed": "2026", "device": "cpu", "workers": 2}
     )
-    spread, _ = scan(folder)
+    spread = audited(folder)
     assert spread.run.computed == first.run.computed
     assert findings(spread) == findings(first)
 
 
 def test_the_original_draws_the_target_images_once(folder: Path) -> None:
     write(folder, attacks={"soft_prompt": SOFT})
-    scan(folder)
+    audited(folder)
     (kept,) = (folder / "audit" / "store" / "drawn").iterdir()
     before = kept.stat().st_mtime_ns
-    scan(folder)
+    audited(folder)
     assert kept.stat().st_mtime_ns == before
 
 
 def test_without_original_and_images_white_box_attacks_are_skipped(folder: Path) -> None:
     write(folder, original=None, attacks={"seed_search": {"seeds": 3}, "soft_prompt": SOFT})
-    report, _ = scan(folder)
+    report = audited(folder)
     skipped = {finding.attack: finding for finding in report.findings}["soft_prompt"]
     assert skipped.verdict is Verdict.SKIPPED
     assert "has none: name image files" in skipped.reason
@@ -132,7 +134,7 @@ def test_two_text_encoders_leave_attacks_on_tokens_out(folder: Path) -> None:
         shutil.rmtree(folder / name)
         write_xl(folder / name)
     write(folder, task={"image_mode": "RGB"}, attacks={"seed_search": {"seeds": 2}, "soft_prompt": SOFT})
-    report, _ = scan(folder)
+    report = audited(folder)
     by_name = {finding.attack: finding for finding in report.findings}
     assert by_name["soft_prompt"].verdict is Verdict.SKIPPED
     assert "ReadsPrompts" in by_name["soft_prompt"].reason
@@ -144,10 +146,10 @@ def test_a_policy_can_hide_pictures(folder: Path, how: str) -> None:
     shipped = Path(__file__).parents[2] / "muaudit" / "policies" / "diffusion.toml"
     house = shipped.read_text(encoding="utf-8").replace('pictures = "shown"', f'pictures = "{how}"')
     write(folder)
-    shown, _ = scan(folder)
+    shown = audited(folder)
     (folder / "house.toml").write_text(house, encoding="utf-8")
     write(folder, policy={"name": "house.toml", "partial": True})
-    hidden, _ = scan(folder)
+    hidden = audited(folder)
     before, after = shown.findings[0].pictures, hidden.findings[0].pictures
     assert hidden.run.computed == 0
     assert len(before) == 5

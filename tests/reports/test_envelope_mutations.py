@@ -7,7 +7,7 @@ import pytest
 from signed_envelopes import Signed, changed, ed25519, ten
 
 from muaudit.errors import UsageError, VerificationError
-from muaudit.reports.attestation import cosign, pending, verify
+from muaudit.reports.attestation import check_sealed, cosign, pending, verify
 from muaudit.reports.signers import of_key
 from muaudit.results import AuditReport
 
@@ -22,6 +22,17 @@ def signed(request: pytest.FixtureRequest) -> Signed:
 
 def test_unchanged_it_verifies(signed: Signed) -> None:
     assert "report.json" in verify(signed.envelope, signed.keys, report=signed.report).checked
+
+
+def test_no_change_of_a_sealed_part_opens_the_report() -> None:
+    ((verified, signed, sealed),) = [
+        (verify(one.envelope, one.keys, report=one.report), one, one.sealed) for one in TEN if one.sealed is not None
+    ]
+    assert "opens all" in check_sealed(verified, signed.report, sealed)
+    rng = random.Random(signed.name)  # noqa: S311 - reproducible, not secret
+    for _ in range(200):
+        with pytest.raises(VerificationError, match="not the one that was signed"):
+            check_sealed(verified, signed.report, changed(sealed, rng))
 
 
 def test_every_value_at_a_sample_of_the_bytes_is_refused(signed: Signed) -> None:

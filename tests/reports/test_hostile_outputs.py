@@ -125,7 +125,6 @@ class Seen:
 
 
 @pytest.mark.chromium
-@pytest.mark.filterwarnings("ignore:Glyph")
 class TestInChromium:
     """Real pages in a real browser."""
 
@@ -249,7 +248,6 @@ def test_a_terminal_is_not_steered(text: str) -> None:
     assert len(shown.splitlines()) == len(printed(everywhere("benign")).splitlines())
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_comparison_in_a_terminal_is_not_steered(group: str) -> None:
     out = {}

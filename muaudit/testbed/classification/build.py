@@ -61,22 +61,20 @@ import hashlib
 import inspect
 import json
 import re
-import tempfile
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from joblib import Parallel, delayed
 from torch import nn
 
 from muaudit import compute, examples
 from muaudit.errors import UsageError
 from muaudit.models.classifier import open_network
 from muaudit.results import Frozen
+from muaudit.testbed import folders
 from muaudit.testbed.classification import data
 from muaudit.testbed.classification import method as methods
 from muaudit.testbed.classification.boundary_shrink import BoundaryShrink
@@ -97,6 +95,7 @@ from muaudit.testbed.classification.scrub import Scrub
 from muaudit.testbed.classification.selective_synaptic_dampening import SelectiveSynapticDampening
 from muaudit.testbed.classification.sharpness_aware import SharpnessAware
 from muaudit.testbed.classification.sisa import Sisa
+from muaudit.testbed.folders import Progress, completed, finished, one_thread
 from muaudit.training import fitting, networks, recipes
 from muaudit.training.networks import Provenance, save_network
 from muaudit.training.recipes import TorchRecipe, rows_digest
@@ -110,14 +109,8 @@ METHODS: dict[str, type[Method]] = {
 }  # fmt: skip
 """The unlearning methods by name."""
 
-MARKER = "testbed.json"
-"""Stands in every finished model's folder and holds the key of what it was made from."""
-
 CLAIM = "claim.json"
 """Stands in the folder of a model of which differential privacy is claimed."""
-
-Progress = Callable[[str, bool], None]
-"""Told each finished model's name, and whether it was already there."""
 
 
 class Testbed(Frozen):
@@ -280,29 +273,17 @@ def build(
     paths = write_task(task, out)
     # First what is trained from scratch, then what is made from an original.
     for stage in ([model for model in every.values() if not model.source], [model for model in every.values() if model.source]):
-        todo = []
-        for model in stage:
-            if _finished(out / model.name, _key(testbed, model)):
-                _report(progress, model.name, True)
-            else:
-                todo.append(model)
-        work = (delayed(_make)(testbed, model, out) for model in todo)
+        missing = folders.missing(stage, lambda model: finished(out / model.name, _key(testbed, model)), progress)
         # A process takes longer to start than a few models to train.
-        processes = max(1, min(jobs, len(todo) // 8))
-        for name in Parallel(n_jobs=processes, backend="loky", return_as="generator_unordered")(work):
-            _report(progress, name, False)
+        processes = min(jobs, len(missing) // 8)
+        folders.make(missing, partial(_make, testbed, out), processes=processes, progress=progress)
     return paths | {name: out / name for name in every}
-
-
-def _report(progress: Progress | None, name: str, reused: bool) -> None:
-    if progress:
-        progress(name, reused)
 
 
 @cache
 def _code(method: str | None) -> str:
     """Digest of all code that the weights of a model depend on."""
-    modules = [compute, examples, fitting, networks, recipes, data, methods]
+    modules = [compute, examples, folders, fitting, networks, recipes, data, methods]
     made = "".join(inspect.getsource(function) for function in (_make, _module))
     files = [Path(str(module.__file__)) for module in modules]
     if method is not None:
@@ -319,33 +300,11 @@ def _key(testbed: Testbed, model: Wanted) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _finished(folder: Path, key: str) -> bool:
-    """Whether the folder holds the model of that key; a stale one is to be replaced."""
-    if not folder.exists():
-        return False
-    try:
-        return bool(json.loads((folder / MARKER).read_bytes())["key"] == key)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder}: in the way, and not made by `muaudit testbed build`; give another --out") from error
-
-
-def _make(testbed: Testbed, model: Wanted, out: Path) -> str:
+def _make(testbed: Testbed, out: Path, model: Wanted) -> str:
     """Makes one model; its folder appears only when it is complete."""
-    threads = torch.get_num_threads()
-    # Sums over threads differ in the last bits; with one thread a seed gives the same bytes on every run.
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory(dir=out, prefix=".building-") as scratch:
-            folder = Path(scratch) / model.name
-            folder.mkdir()
-            _module(testbed, model, out, folder)
-            (folder / MARKER).write_text(json.dumps({"key": _key(testbed, model)}) + "\n", encoding="utf-8")
-            final = out / model.name
-            if final.exists():
-                final.rename(Path(scratch) / "stale")
-            folder.rename(final)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), completed(out / model.name, _key(testbed, model)) as folder:
+        folder.mkdir()
+        _module(testbed, model, out, folder)
     return model.name
 
 

@@ -4,17 +4,13 @@ import hashlib
 import inspect
 import json
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -25,7 +21,7 @@ from muaudit.diffusion.pipeline import Pipeline
 from muaudit.errors import UsageError
 from muaudit.results import Frozen
 from muaudit.store import write_atomically
-from muaudit.testbed import derived, kinds
+from muaudit.testbed import derived, folders, kinds
 from muaudit.testbed.diffusion import data, evaluators, training
 from muaudit.testbed.diffusion import derived as derived_pipelines
 from muaudit.testbed.diffusion import method as methods
@@ -41,6 +37,7 @@ from muaudit.testbed.diffusion.retrain import Retrain
 from muaudit.testbed.diffusion.salun import SalUn
 from muaudit.testbed.diffusion.score_forgetting_distillation import ScoreForgettingDistillation
 from muaudit.testbed.diffusion.training import Recipe, opened, save, train
+from muaudit.testbed.folders import MARKER, Progress, completed, finished, one_thread
 from muaudit.training import fitting, networks, recipes
 
 METHODS: dict[str, type[Method]] = {
@@ -51,16 +48,10 @@ METHODS: dict[str, type[Method]] = {
 }  # fmt: skip
 """The unlearning methods by name."""
 
-MARKER = "testbed.json"
-"""Stands in every finished model's folder and holds the key of what it was made from."""
-
 SHADOWS = "shadows"
 """The folder of the shadow models, and of `keep.json`, which says who was trained on what."""
 
 _SHADOW = "shadow"
-
-Progress = Callable[[str, bool], None]
-"""Told each finished model's name, and whether it was already there."""
 
 
 class Testbed(Frozen):
@@ -203,20 +194,13 @@ def build(
     asked = [wanted(name, units, testbed) for name in names]
     originals = [source for model in asked if (source := model.source)]
     every = {model.name: model for model in [*originals, *asked]}
-    with _one_thread():
+    with one_thread():
         paths = write_task(world, out) | _evaluators(testbed, world, out)
     paths |= _shadowed(testbed, world, [model for model in every.values() if model.method == _SHADOW], out)
     # First what is trained from scratch, then what is made from an original.
     for stage in ([model for model in every.values() if not model.source], [model for model in every.values() if model.source]):
-        todo = []
-        for model in stage:
-            if _finished(model.folder(out), _key(_scheduled(testbed, model), model)):
-                _report(progress, model.name, True)
-            else:
-                todo.append(model)
-        work = (delayed(_make)(_scheduled(testbed, model), model, out) for model in todo)
-        for name in Parallel(n_jobs=max(1, min(jobs, len(todo))), backend="loky", return_as="generator_unordered")(work):
-            _report(progress, name, False)
+        missing = folders.missing(stage, lambda model: finished(model.folder(out), _key(testbed, model)), progress)
+        folders.make(missing, partial(_make, testbed, out), processes=jobs, progress=progress)
     derived.build(made_of, out, derived_pipelines.Workshop(testbed.population, testbed.recipe), jobs=jobs, progress=progress)
     made = {one.name: out / one.name for one in made_of}
     return paths | {name: model.folder(out) for name, model in every.items()} | made
@@ -231,11 +215,6 @@ def _scheduled(testbed: Testbed, model: Wanted) -> Testbed:
     return testbed.model_copy(update={"recipe": testbed.recipe.model_copy(update=changes), "methods": methods})
 
 
-def _report(progress: Progress | None, name: str, reused: bool) -> None:
-    if progress:
-        progress(name, reused)
-
-
 def _evaluators(testbed: Testbed, world: World, out: Path) -> dict[str, Path]:
     """The evaluators, trained unless they are there."""
     files = [Path(str(module.__file__)) for module in (data, evaluators, recipes, fitting, networks)]
@@ -244,7 +223,7 @@ def _evaluators(testbed: Testbed, world: World, out: Path) -> dict[str, Path]:
         sources + f"{testbed.population.content_digest()}{_versions('torch', 'scikit-learn', 'skops')}".encode()
     )
     marker = out / "evaluators" / MARKER
-    if not _finished(marker.parent, key.hexdigest()):
+    if not finished(marker.parent, key.hexdigest()):
         evaluators.write_evaluators(world, out)
         write_atomically(marker, json.dumps({"key": key.hexdigest()}).encode() + b"\n")
     return evaluators.paths(out)
@@ -290,7 +269,7 @@ def halves(world: World, count: int) -> tuple[list[tuple[str, int]], NDArray[np.
 @cache
 def _code(method: str | None) -> str:
     """Digest of all code that the weights of a model depend on."""
-    modules = [compute, pipelines, prompt_encoder, sampling, data, training]
+    modules = [compute, folders, pipelines, prompt_encoder, sampling, data, training]
     made = "".join(inspect.getsource(function) for function in (_make, _rows, _pipeline, halves))
     files = [Path(str(module.__file__)) for module in modules]
     if method in METHODS:
@@ -305,6 +284,7 @@ def _code(method: str | None) -> str:
 
 def _key(testbed: Testbed, model: Wanted) -> str:
     """Digest of everything that a model is made from."""
+    testbed = _scheduled(testbed, model)
     chosen = {
         "method": testbed.methods.get(model.method or ""),
         "shadows": testbed.shadows if model.method == _SHADOW else None,
@@ -315,39 +295,10 @@ def _key(testbed: Testbed, model: Wanted) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _finished(folder: Path, key: str) -> bool:
-    """Whether the folder holds the model of that key; a stale one is to be replaced."""
-    if not folder.exists():
-        return False
-    try:
-        return bool(json.loads((folder / MARKER).read_bytes())["key"] == key)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder}: in the way, and not made by `muaudit testbed build`; give another --out") from error
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Computes with one thread, while it lasts."""
-    # Sums over threads differ in the last bits; with one thread a seed gives the same bytes on every run.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _make(testbed: Testbed, model: Wanted, out: Path) -> str:
+def _make(testbed: Testbed, out: Path, model: Wanted) -> str:
     """Makes one model; its folder appears only when it is complete."""
-    with _one_thread(), tempfile.TemporaryDirectory(dir=out, prefix=".building-") as scratch:
-        folder = Path(scratch) / model.name
-        save(_pipeline(testbed, model, out), folder)
-        (folder / MARKER).write_text(json.dumps({"key": _key(testbed, model)}) + "\n", encoding="utf-8")
-        final = model.folder(out)
-        final.parent.mkdir(exist_ok=True)
-        if final.exists():
-            final.rename(Path(scratch) / "stale")
-        folder.rename(final)
+    with one_thread(), completed(model.folder(out), _key(testbed, model)) as folder:
+        save(_pipeline(_scheduled(testbed, model), model, out), folder)
     return model.name
 
 

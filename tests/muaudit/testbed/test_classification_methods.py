@@ -23,7 +23,6 @@ from muaudit.examples import Examples  # noqa: E402
 from muaudit.testbed.classification.boundary_shrink import BoundaryShrink  # noqa: E402
 from muaudit.testbed.classification.build import (  # noqa: E402
     CLAIM,
-    MARKER,
     METHODS,
     PRESETS,
     Testbed,
@@ -44,6 +43,7 @@ from muaudit.testbed.classification.scrub import Scrub  # noqa: E402
 from muaudit.testbed.classification.selective_synaptic_dampening import SelectiveSynapticDampening  # noqa: E402
 from muaudit.testbed.classification.sharpness_aware import SharpnessAware  # noqa: E402
 from muaudit.testbed.classification.sisa import Sisa  # noqa: E402
+from muaudit.testbed.folders import MARKER  # noqa: E402
 from muaudit.training import recipes  # noqa: E402
 from muaudit.training.networks import Mean, Provenance, save_network  # noqa: E402
 from muaudit.training.recipes import Procedure, PythonRecipe  # noqa: E402

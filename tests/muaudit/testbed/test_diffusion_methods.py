@@ -25,7 +25,7 @@ from muaudit.models.diffusion import Diffusion  # noqa: E402
 from muaudit.models.opening import open_classifier  # noqa: E402
 from muaudit.testbed.diffusion import build as building  # noqa: E402
 from muaudit.testbed.diffusion.advunlearn import AdvUnlearn, _told  # noqa: E402
-from muaudit.testbed.diffusion.build import MARKER, METHODS, PRESETS, Testbed, build, halves, wanted  # noqa: E402
+from muaudit.testbed.diffusion.build import METHODS, PRESETS, Testbed, build, halves, wanted  # noqa: E402
 from muaudit.testbed.diffusion.concept_domain_correction import preserving  # noqa: E402
 from muaudit.testbed.diffusion.data import Population, World, make_prompts, make_world, place_of  # noqa: E402
 from muaudit.testbed.diffusion.esd import ESD, Erasing  # noqa: E402
@@ -43,6 +43,7 @@ from muaudit.testbed.diffusion.training import (  # noqa: E402
     train,
     untrained,
 )
+from muaudit.testbed.folders import MARKER  # noqa: E402
 
 SMALL = Population(forget=4, retain=9, holdout=9, known=20, made_up=20)
 BRIEF = Recipe(reading_steps=4, steps=4, batch_size=8)

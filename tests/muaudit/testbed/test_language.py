@@ -16,6 +16,7 @@ from muaudit.models.causal_lm import CausalLM, state_digest  # noqa: E402
 from muaudit.task import Fact, ForgetTask  # noqa: E402
 from muaudit.testbed import build as building  # noqa: E402
 from muaudit.testbed.build import METHODS, PRESETS, Testbed, build, wanted  # noqa: E402
+from muaudit.testbed.folders import MARKER  # noqa: E402
 from muaudit.testbed.language import World, make_task, pairs, write_task  # noqa: E402
 from muaudit.testbed.npo import NPO  # noqa: E402
 from muaudit.testbed.training import Recipe, adamw, encode_pairs, step, subword_tokenizer, train, word_tokenizer  # noqa: E402
@@ -138,7 +139,7 @@ def test_the_models_speak(built: dict[str, Path]) -> None:
 
 
 def test_what_is_there_is_not_built_again(built: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "_make", None)
+    monkeypatch.setattr(building, "_make", lambda *_: pytest.fail("built again"))
     out, told = built["original"].parent, []
     assert build(TINY, out, MODELS, jobs=1, progress=lambda name, reused: told.append((name, reused))) == built
     assert sorted(told) == sorted((name, True) for name in MODELS)
@@ -147,7 +148,7 @@ def test_what_is_there_is_not_built_again(built: dict[str, Path], monkeypatch: p
 def test_a_build_repeats_to_the_byte_and_follows_its_settings(built: dict[str, Path], tmp_path: Path) -> None:
     again = build(TINY, tmp_path, ["retrain"], jobs=2)
     assert (again["retrain"] / "model.safetensors").read_bytes() == (built["retrain"] / "model.safetensors").read_bytes()
-    marker = again["retrain"] / building.MARKER
+    marker = again["retrain"] / MARKER
     before = marker.read_text()
     shorter = TINY.model_copy(update={"recipe": TINY.recipe.model_copy(update={"epochs": 1})})
     build(shorter, tmp_path, ["retrain"], jobs=1)
