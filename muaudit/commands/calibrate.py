@@ -88,14 +88,15 @@ def _planned(
 
 
 def _deliver(record: "CalibrationRecord", folder: Path, signer: "Signer | None") -> None:
-    """Writes the page, and the signed statement where there is a key; an older signature, which no longer fits, goes."""
+    """Writes page and tables, and the signed statement where there is a key; an older signature, which no longer fits, goes."""
     from datetime import UTC, datetime
 
     from muaudit.calibration.run import RECORD
-    from muaudit.reports import calibration, calibration_statement
+    from muaudit.reports import calibration, calibration_markdown, calibration_statement
     from muaudit.store import write_atomically
 
     write_atomically(folder / "calibration.html", calibration.render(record).encode())
+    write_atomically(folder / "calibration.md", calibration_markdown.render(record).encode())
     envelope = folder / "calibration.intoto.json"
     if signer is None:
         envelope.unlink(missing_ok=True)

@@ -8,12 +8,13 @@ from pathlib import Path
 import jsonschema
 import pytest
 from calibrations import small_record
+from markdown_it import MarkdownIt
 from rich.console import Console
 from sample import HOSTILE, ISSUED
 
 from muaudit.calibration.record import CalibrationRecord
 from muaudit.errors import UsageError, VerificationError
-from muaudit.reports import calibration, calibration_statement, calibration_terminal
+from muaudit.reports import calibration, calibration_markdown, calibration_statement, calibration_terminal
 from muaudit.reports.attestation import verify as verify_audit
 from muaudit.reports.keys import keygen, load_private, load_public
 from muaudit.reports.signers import of_key
@@ -66,6 +67,39 @@ def test_hostile_names_are_inert(text: str) -> None:
     shown = "\n".join(line.plain for line in calibration_terminal.lines(small_record(name=text), None, None))
     assert "\x1b" not in shown
     assert "\u202e" not in shown
+
+
+def _build(record: CalibrationRecord) -> list[str]:
+    """What a Markdown document is built of, text and code left out."""
+    found = []
+    for token in MarkdownIt("gfm-like", {"html": True, "linkify": True}).parse(calibration_markdown.render(record)):
+        found.append(token.type)
+        found += [child.type for child in token.children or () if child.type not in ("text", "code_inline", "text_special")]
+    return found
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_names_change_nothing_of_the_markdown(text: str) -> None:
+    kinds = _build(small_record(name=text))
+    assert not {"link_open", "image", "html_inline", "html_block", "softbreak", "hardbreak"} & set(kinds)
+    assert kinds == _build(small_record())
+
+
+def test_the_markdown_says_what_the_record_says() -> None:
+    told = calibration_markdown.render(small_record())
+    for line in (
+        "| `standard` | 0 of 8, at most 31.2 | 8 of 8 [63.1, 100.0] | \N{EN DASH} | 4 of 5 [28.4, 99.5] | \N{EN DASH} | "
+        "1 of 5 [0.5, 71.6] |",
+        "| `npo weak` | knows | 3 | 4 of 5 [28.4, 99.5] | 4/5 | \N{EN DASH} |",
+        "- `u_lira`: needs what npo lacks",
+        "| greedy | `memorization` | 4 of 5 [28.4, 99.5] | 0 of 8, at most 31.2 | 1.5 |",
+        "| `memorization` | 0.070 [0.060, 0.200] | 0.05 | 0.0030 | 3 | 180 in 30 |",
+    ):
+        assert line in told, line
+    assert list(calibration_markdown.sections(small_record(additions=(), batteries=(), power=()))) == [
+        "Verdicts", "Each attack alone", "Not measured", "Policies that do not fit", "By method and strength",
+        "Ladder of strengths", "What could be seen",
+    ]  # fmt: skip
 
 
 @pytest.mark.chromium
