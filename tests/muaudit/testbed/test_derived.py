@@ -8,7 +8,7 @@ from muaudit.errors import UsageError
 
 torch = pytest.importorskip("torch")
 
-from muaudit.testbed import derived, kinds  # noqa: E402 - after the check for torch
+from muaudit.testbed import derived, folders, kinds  # noqa: E402 - after the check for torch
 from muaudit.testbed.build import PRESETS, build, guarded, wanted  # noqa: E402
 
 PEOPLE = [f"person {number}" for number in range(30)]
@@ -105,4 +105,4 @@ def test_what_is_derived_is_found_again_and_a_stranger_s_folder_is_refused(calib
     assert all(reused for _, reused in told)
     (tmp_path / "thing-4bit").mkdir()
     with pytest.raises(UsageError, match="in the way"):
-        derived._marker(tmp_path / "thing-4bit")
+        folders.key_in(tmp_path / "thing-4bit")
