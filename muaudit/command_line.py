@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -25,6 +26,9 @@ EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3, "skipped": 3, "error": 3}
 PASSPHRASE_VARIABLE = "MUAUDIT_KEY_PASSPHRASE"  # noqa: S105 - a variable's name, not a passphrase
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+SILENCE = 60.0
+"""Seconds between two lines of progress where there is no terminal to draw a bar on."""
 
 existing = click.Path(exists=True, path_type=Path)
 anywhere = click.Path(path_type=Path)
@@ -80,11 +84,33 @@ def put_json(value: object) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on a terminal's stderr; gives a callable of steps done, steps in all and what was done."""
+    """Progress on stderr: a bar on a terminal, and elsewhere a line a minute.
+
+    Yields:
+        A callable of steps done, steps in all and what was done.
+    """
+    if not sys.stderr.isatty():
+        yield _now_and_then()
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     screen = console(stderr=True)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+    with Progress(*columns, console=screen, transient=True) as bar:
         line = bar.add_task("starting", total=None)
         yield lambda done, total, what: bar.update(line, completed=done, total=total, description=what)
+
+
+def _now_and_then() -> Callable[[int, int, str], None]:
+    """Writes what was done, unless a line was written less than a minute ago: a log of hours says that they are spent well."""
+    last = time.monotonic()
+
+    def tell(done: int, total: int, what: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= SILENCE:
+            last = now
+            harmless = CONTROL.sub("\N{REPLACEMENT CHARACTER}", what)
+            click.echo(f"{time.strftime('%H:%M')} {done} of {total}: {harmless}", err=True)
+
+    return tell

@@ -10,6 +10,8 @@ import pytest
 from recorded_logs import recorded_audit
 from tiny_folders import language
 
+from muaudit import command_line
+
 MUAUDIT = (sys.executable, "-m", "muaudit")
 
 
@@ -147,6 +149,22 @@ def test_a_hostile_message_cannot_steer_the_terminal(tmp_path: Path) -> None:
     seen = muaudit("plan", "audit.toml", cwd=tmp_path)
     assert seen.returncode == 2
     assert "\x1b" not in seen.stderr
+
+
+def test_without_a_terminal_progress_is_a_line_a_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter([0.0, 10.0, 61.0, 90.0, 125.0])
+    monkeypatch.setattr(command_line.time, "monotonic", lambda: next(seconds))
+    with command_line.progress_bar() as tell:
+        for done in range(1, 5):
+            tell(done, 4, f"step \x1b[31m{done}")
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert [line.partition(" ")[2] for line in told.err.splitlines()] == [
+        "2 of 4: step \ufffd[31m2",
+        "4 of 4: step \ufffd[31m4",
+    ]
 
 
 def test_help_names_the_exit_codes(tmp_path: Path) -> None:
