@@ -3,7 +3,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from muaudit.errors import UsageError
+
 if TYPE_CHECKING:
+    from muaudit.calibration.record import CalibrationRecord
     from muaudit.reports.sarif import Source
     from muaudit.results import AuditReport
 
@@ -39,3 +42,25 @@ def render(report: "AuditReport", name: str, source: "Source | None" = None) -> 
     module = import_module(f"muaudit.reports.{_MODULES.get(name, name)}")
     text: str = module.render(report, source) if name == "sarif" else module.render(report)
     return text.encode()
+
+
+def render_calibration(record: "CalibrationRecord", name: str) -> bytes:
+    """Renders a calibration.
+
+    Args:
+        record: The record.
+        name: "html", "markdown" or "json".
+
+    Returns:
+        The file's content; as JSON, the canonical form.
+
+    Raises:
+        UsageError: A calibration is not shown in this format.
+    """
+    from muaudit.reports import calibration, calibration_markdown
+
+    if name == "json":
+        return record.canonical()
+    if name not in ("html", "markdown"):
+        raise UsageError(f"a calibration is not shown as {name}: give --format html, markdown or json")
+    return (calibration if name == "html" else calibration_markdown).render(record).encode()

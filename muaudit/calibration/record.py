@@ -1,5 +1,6 @@
 """The record of a calibration: what was measured of a battery's errors, typed, versioned, with one canonical JSON form."""
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError
@@ -390,3 +391,12 @@ class CalibrationRecord(Frozen):
                 f"{name}: not a muaudit calibration record of schema version {SCHEMA_VERSION}: {where}: {first['msg']}; give "
                 "the calibration.json that `muaudit calibrate` wrote"
             ) from error
+
+
+def is_record(data: bytes) -> bool:
+    """Whether a JSON document says that it is a calibration's record; nothing else of it is checked."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and "bed" in value and "audits" in value

@@ -29,13 +29,22 @@ REPORT_LIMIT = 2**28
 @as_json
 @shown
 def render(report: Path, name: str, out: Path | None, source: Path | None, as_json: bool) -> None:
-    """Show a report.json as a page, for a pull request, for a pipeline, or as a table of units."""
+    """Show a report.json as a page, for a pull request, for a pipeline, or as a table of units.
+
+    A calibration.json is shown too: as html, markdown or json.
+    """
+    from muaudit.calibration.record import CalibrationRecord, is_record
     from muaudit.delivery import source_of
     from muaudit.reports import formats
+    from muaudit.results import AuditReport
     from muaudit.store import write_atomically
 
-    path, read = read_report(report)
-    data = formats.render(read, name, None if source is None else source_of(source))
+    path, content = _content(report)
+    if is_record(content):
+        data = formats.render_calibration(CalibrationRecord.from_json(content, name=str(path)), name)
+    else:
+        read = AuditReport.from_json(content, name=str(path))
+        data = formats.render(read, name, None if source is None else source_of(source))
     if out == Path("-"):
         sys.stdout.buffer.write(data)
         return
@@ -47,15 +56,16 @@ def render(report: Path, name: str, out: Path | None, source: Path | None, as_js
 
 
 @click.command()
+@click.argument("which", type=click.Choice(("report", "calibration")), default="report")
 @click.option("--out", type=anywhere, help="File to write; the standard output by default.")
 @shown
-def schema(out: Path | None) -> None:
-    """Print the JSON Schema of report.json."""
+def schema(which: str, out: Path | None) -> None:
+    """Print the JSON Schema of report.json, or of calibration.json."""
     from importlib import resources
 
     from muaudit.store import write_atomically
 
-    text = (resources.files("muaudit.reports") / "schemas" / "report-v1.schema.json").read_text(encoding="utf-8")
+    text = (resources.files("muaudit.reports") / "schemas" / f"{which}-v1.schema.json").read_text(encoding="utf-8")
     if out is None:
         click.echo(text, nl=False)
         return
@@ -104,7 +114,14 @@ def read_report(path: Path) -> "tuple[Path, AuditReport]":
     """
     from muaudit.results import AuditReport
 
-    file = path / "report.json" if path.is_dir() else path
+    file, data = _content(path)
+    return file, AuditReport.from_json(data, name=str(file))
+
+
+def _content(path: Path) -> tuple[Path, bytes]:
+    """The bytes of a report.json or a calibration.json, or of the one in a folder."""
+    names = [name for name in ("report.json", "calibration.json") if (path / name).exists()]
+    file = path / (names[0] if names else "report.json") if path.is_dir() else path
     try:
         with file.open("rb") as handle:
             data = handle.read(REPORT_LIMIT + 1)
@@ -114,7 +131,7 @@ def read_report(path: Path) -> "tuple[Path, AuditReport]":
         ) from error
     if len(data) > REPORT_LIMIT:
         raise UsageError(f"{file}: has more than {REPORT_LIMIT} bytes, more than any report; give another file")
-    return file, AuditReport.from_json(data, name=str(file))
+    return file, data
 
 
 def _label(path: Path) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 import jsonschema
 import pytest
 from calibrations import small_record
+from click.testing import CliRunner
 from markdown_it import MarkdownIt
 from rich.console import Console
 from sample import HOSTILE, ISSUED
 
 from muaudit.calibration.record import CalibrationRecord
+from muaudit.cli import main
 from muaudit.errors import UsageError, VerificationError
 from muaudit.reports import calibration, calibration_markdown, calibration_statement, calibration_terminal
 from muaudit.reports.attestation import verify as verify_audit
@@ -123,6 +125,30 @@ def test_a_browser_shows_it_without_a_complaint(tmp_path: Path) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         browser.close()
     assert said == []
+
+
+def test_the_command_line_shows_a_record_and_prints_its_schema(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_bytes(small_record().canonical())
+
+    def muaudit(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(main, arguments)
+        return result.exit_code, result.output
+
+    assert muaudit("render", str(tmp_path)) == (0, f"wrote {path.with_suffix('.html')}\n")
+    assert path.with_suffix(".html").read_text(encoding="utf-8") == calibration.render(small_record())
+    assert muaudit("render", str(path), "--format", "markdown", "--out", "-") == (
+        0,
+        calibration_markdown.render(small_record()),
+    )
+    code, told = muaudit("render", str(path), "--format", "sarif")
+    assert (code, told.count("\n")) == (2, 1)
+    assert "html, markdown or json" in told
+    assert muaudit("schema", "calibration") == (0, SCHEMA.read_text(encoding="utf-8"))
+    path.write_text('{"bed": "small", "audits": []}', encoding="utf-8")
+    code, told = muaudit("render", str(path))
+    assert (code, told.count("\n")) == (2, 1)
+    assert "not a muaudit calibration record" in told
 
 
 def test_the_terminal_names_every_policy_attack_and_the_check(tmp_path: Path) -> None:
