@@ -350,6 +350,8 @@ class Attack(BaseModel, ABC):
         calibrates: Whether `prepare` needs a reference of its own. The audit's last reference is then set aside for it and left
             out of this attack's comparison, since what was tuned on a model cannot be judged by it; it takes two references.
         cost: What a run costs, in words.
+        informational: Why a pass says little, for an attack that sees only part of what methods leave; empty where it says
+            much. Such an attack can fail a target like any other, but an audit in which nothing else passes is inconclusive.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -364,6 +366,7 @@ class Attack(BaseModel, ABC):
     reads_original: ClassVar[bool] = False
     calibrates: ClassVar[bool] = False
     cost: ClassVar[str]
+    informational: ClassVar[str] = ""
 
     @abstractmethod
     def prepare(self, bench: Bench) -> Prepared:
@@ -440,4 +443,5 @@ class Attack(BaseModel, ABC):
             cost=self.cost,
             package=package,
             parameters=self.model_dump(mode="json"),
+            informational=self.informational,
         )

@@ -45,6 +45,7 @@ def card(name: str) -> dict[str, Any]:
     return {
         "name": name, "package": found.package, "version": kind.version, "summary": kind.summary, "source": kind.source,
         "access": kind.access, "sided": kind.sided, "cost": kind.cost, "parameters": parameters,
+        "informational": kind.informational,
     }  # fmt: skip
 
 
@@ -58,6 +59,8 @@ def text(value: list[dict[str, Any]] | dict[str, Any]) -> str:
         )
     lines = [f"{value['name']} {value['version']} ({value['package']})", f"  {value['summary']}"]
     lines += [f"  {key:<8} {value[key]}" for key in ("source", "access", "sided", "cost")]
+    if value["informational"]:
+        lines.append(f"  a pass says little: {value['informational']}")
     lines += ["", f"  parameters, under [attacks.{value['name']}]:"]
     lines += [
         f"    {row['name']} = {row['default']!r}  ({row['type']})\n      {row['meaning']}".rstrip()

@@ -240,6 +240,7 @@ def _leakage(card: AttackCard, panel: Panel, models: Mapping[str, Measurement], 
             "evaluator": models["target"].evaluator,
             "pictures": evidence.pictures(panel, models, how=rule.pictures, two_sided=rule.two_sided),
             "notes": evidence.notes(models, len(panel.references)),
+            "informational": bool(card.informational),
         }
     )
     if bare.clusters < 2:
@@ -432,7 +433,7 @@ def verdict_of(findings: Sequence[Finding], policy: Policy, *, references: int) 
     Args:
         findings: All findings.
         policy: Required attacks and the fewest references and clusters for a pass. Where it requires no attack by name,
-            every leakage finding that was not skipped must pass.
+            every leakage finding that was not skipped must pass. A pass cannot rest on informational findings alone.
         references: How many references the audit has.
 
     Returns:
@@ -456,8 +457,8 @@ def verdict_of(findings: Sequence[Finding], policy: Policy, *, references: int) 
             missing += reasons.of_weak_pass(finding, policy)
     if references < policy.minimum_references:
         missing.append(f"the audit has {references} references, and the policy asks for {policy.minimum_references}")
-    if not passing and not missing:
-        missing.append("no attack could be run that would have found a residue")
+    if not missing and all(finding.informational for finding in passing):
+        missing.append(reasons.of_shallow_passes(passing))
     if missing:
         return Verdict.INCONCLUSIVE, "; ".join(missing)
     names, left = reasons.listed([finding.attack for finding in passing]), reasons.of_left_out(findings)

@@ -51,6 +51,8 @@ def of_failure(finding: Finding, *, mean: bool, clusters: bool) -> str:
 def of_pass(finding: Finding) -> str:
     """Why a finding passed: the bound that was shown, beside the one allowed."""
     allowed = f"({points(finding.margin or 0.0)} are allowed)"
+    if finding.informational:
+        allowed += "; this attack sees part of what methods leave, so that alone says little"
     if finding.measures == "retention":
         lost = points(max(0.0, -(finding.lower_bound or 0.0)))
         return (
@@ -135,6 +137,14 @@ def of_weak_pass(finding: Finding, policy: Policy) -> list[str]:
     if policy.positive_control and (finding.controls is None or finding.controls.positive is None):
         weak.append(f"{finding.attack} was not tried on the original, and the policy asks for that control")
     return weak
+
+
+def of_shallow_passes(passing: Sequence[Finding]) -> str:
+    """Why an audit cannot rest on what passed: it is nothing, or attacks that see only part of what methods leave."""
+    if not passing:
+        return "no attack could be run that would have found a residue"
+    names = listed([finding.attack for finding in passing])
+    return f"only {names} passed, which see part of what methods leave: add an attack that sees more (`muaudit attacks`)"
 
 
 def of_conduct(conduct: Sequence[Conduct], *, looked_inside: bool) -> tuple[str | None, str | None]:

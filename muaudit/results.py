@@ -265,6 +265,7 @@ class Finding(Frozen):
         leakages: Every unit's leakage, in the order of the set.
         pictures: What models drew, of the units with the largest gaps.
         over_budget: With `skipped`: the attack did not fit into the plan's budget, which no policy passes over.
+        informational: A pass says little, for the reason in the attack's card: an audit cannot rest on it alone.
     """
 
     attack: str
@@ -301,6 +302,7 @@ class Finding(Frozen):
     summaries: dict[str, dict[str, float]] = {}
     notes: tuple[str, ...] = ()
     over_budget: bool = False
+    informational: bool = False
 
 
 class Conduct(Frozen):
@@ -330,7 +332,7 @@ class Conduct(Frozen):
 
 
 class AttackCard(Frozen):
-    """What an attack is, with the parameters that it ran with."""
+    """What an attack is, with the parameters that it ran with; `informational` says why a pass of it says little, if so."""
 
     name: str
     attack: str
@@ -342,6 +344,7 @@ class AttackCard(Frozen):
     cost: str
     package: str
     parameters: dict[str, Any]
+    informational: str = ""
 
 
 class FileDigest(Frozen):
