@@ -66,9 +66,6 @@ class World:
 
 
 def test_an_audit_does_not_rest_on_informational_passes_alone() -> None:
-    def finding(attack: str, verdict: Verdict, *, informational: bool) -> Finding:
-        return Finding(attack=attack, measures="leakage", verdict=verdict, reason="so", informational=informational)
-
     rule, world = POLICY.model_copy(update={"required": ()}), World()
     shallow = card("seed_search").model_copy(update={"informational": "sees what is still drawn"})
     (seen,) = compare(shallow, measurement(honest(world.rng)), world.references, None, rule, seed=1)
@@ -77,10 +74,10 @@ def test_an_audit_does_not_rest_on_informational_passes_alone() -> None:
     alone = conclude([seen], rule, references=3)
     assert alone.verdict is Verdict.INCONCLUSIVE
     assert "only seed_search passed" in alone.reason
-    deep = finding("relearning", Verdict.PASS, informational=False)
+    (deep,) = compare(card("relearning"), measurement(honest(world.rng)), world.references, None, rule, seed=1)
     assert conclude([seen, deep], rule, references=3).verdict is Verdict.PASS
-    failed = finding("seed_search", Verdict.FAIL, informational=True)
-    assert verdict_of([failed, deep], rule, references=3)[0] is Verdict.FAIL
+    (failed,) = compare(shallow, measurement(np.full(180, 0.9)), world.references, None, rule, seed=1)
+    assert conclude([failed, deep], rule, references=3).verdict is Verdict.FAIL
 
 
 def test_an_honest_target_passes_within_the_margin() -> None:
