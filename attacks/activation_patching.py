@@ -43,6 +43,9 @@ class ActivationPatching(Attack):
     reads_original: ClassVar = True
     calibrates: ClassVar = True
     cost: ClassVar = "one forward pass a fact on each model, and one a layer on the original"
+    informational: ClassVar = (
+        "A reference is set aside for it; with two left, only very large gaps lie beyond their noise: measured AUC .86."
+    )
 
     threshold: Annotated[float, Field(gt=0)] = 0.05
 

@@ -52,6 +52,9 @@ class InContext(Attack):
     access: ClassVar = "text"
     needs: ClassVar = ((ScoresText, GeneratesText),)
     cost: ClassVar = "four scored answers and one greedy answer a fact"
+    informational: ClassVar = (
+        "A reminder brings back what is suppressed, less often what was overwritten: measured AUC .88; strong methods pass it."
+    )
 
     retain_clusters: Annotated[int, Field(ge=0)] = 20
     hints: Annotated[int, Field(ge=0)] = 3

@@ -43,6 +43,9 @@ class Quantization(Attack):
     access: ClassVar = "weights"
     needs: ClassVar = (Quantizes,)
     cost: ClassVar = "the attacks once more for each precision, and once at full precision"
+    informational: ClassVar = (
+        "It finds what is hidden below the rounding step, and else what memorization finds: measured AUC .86."
+    )
 
     attacks: dict[str, dict[str, Any]] = {"memorization": {"retain_clusters": 10, "max_new_tokens": 16}}
     bits: Annotated[tuple[Bits, ...], Field(min_length=1)] = (8, 4)

@@ -82,6 +82,9 @@ class Sleek(Attack):
     access: ClassVar = "text"
     needs: ClassVar = (GeneratesText,)
     cost: ClassVar = "about five to ten greedy answers a fact, and as many judgements where there is a judge"
+    informational: ClassVar = (
+        "Its questions go around what was unlearned, not beneath it: measured AUC .89; strong methods pass it."
+    )
 
     retain_clusters: Annotated[int, Field(ge=0)] = 20
     chains: Annotated[int, Field(ge=0)] = 1

@@ -329,8 +329,7 @@ def compare(
 
     Returns:
         The leakage finding, the retention finding when there are retain units, and one on a claim that was tested. A `fail` is
-        one attack's own: `conclude`
-        corrects for their number.
+        one attack's own: `conclude` corrects for their number.
 
     Raises:
         ModelError: There is no reference or no forget unit, or the measurements are not of the same units.
@@ -344,7 +343,7 @@ def compare(
         raise ModelError(f"{card.name}: no forget unit was measured, so there is nothing to judge; check the forget set")
     leakage = _Rule(
         margin=policy.margin_of(card.name, card.attack),
-        cluster_margin=policy.cluster_margin,
+        cluster_margin=policy.cluster_margin_of(card.name, card.attack),
         confidence=policy.confidence,
         equivalence_confidence=policy.equivalence_confidence,
         noise_confidence=policy.noise_confidence,
@@ -455,6 +454,7 @@ def verdict_of(findings: Sequence[Finding], policy: Policy, *, references: int) 
             missing.append(reasons.of_missing(name, finding))
         elif finding in passing and finding is not None:
             missing += reasons.of_weak_pass(finding, policy)
+    missing += [why for name, one in leakage.items() if name not in required and (why := reasons.of_suspicion(one))]
     if references < policy.minimum_references:
         missing.append(f"the audit has {references} references, and the policy asks for {policy.minimum_references}")
     if not missing and all(finding.informational for finding in passing):

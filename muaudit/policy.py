@@ -24,6 +24,7 @@ class Policy(Frozen):
         margin: Leakage difference below which target and reference count as equivalent.
         margins: Margins of single attacks, which override `margin`.
         cluster_margin: Smallest gap of a single cluster that can fail an audit.
+        cluster_margins: Those of single attacks, which override `cluster_margin`.
         retention_margin: Loss on the retain set below which collateral damage is not called.
         confidence: Level of the two-sided interval, which `fail` needs above margin and noise floor.
         equivalence_confidence: One-sided level of the bound that `pass` needs below the margin.
@@ -48,6 +49,7 @@ class Policy(Frozen):
     margin: Fraction = 0.05
     margins: dict[str, Fraction] = {}
     cluster_margin: Fraction = 0.25
+    cluster_margins: dict[str, Fraction] = {}
     retention_margin: Fraction = 0.1
     confidence: Fraction = 0.95
     equivalence_confidence: Fraction = 0.975
@@ -65,6 +67,10 @@ class Policy(Frozen):
     def margin_of(self, name: str, attack: str | None = None) -> float:
         """The margin of one attack: by its name in the plan, else by the attack that stands behind that name."""
         return self.margins.get(name, self.margins.get(attack or name, self.margin))
+
+    def cluster_margin_of(self, name: str, attack: str | None = None) -> float:
+        """The cluster margin of one attack, likewise."""
+        return self.cluster_margins.get(name, self.cluster_margins.get(attack or name, self.cluster_margin))
 
 
 def shipped() -> list[str]:

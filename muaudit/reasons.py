@@ -139,6 +139,28 @@ def of_weak_pass(finding: Finding, policy: Policy) -> list[str]:
     return weak
 
 
+def of_suspicion(finding: Finding) -> str | None:
+    """Why an undecided finding stands in the way of a pass though no policy requires it; None where it does not.
+
+    It saw more than its margin allows, by controls that hold. So few units could not tell that from chance, but no audit passes
+    over it either. An attack that flags references, or not the original, has no say.
+    """
+    if finding.verdict is not Verdict.INCONCLUSIVE or finding.gap is None or finding.margin is None:
+        return None
+    controls = finding.controls
+    if controls is not None and any(one.flagged for one in controls.negative):
+        return None
+    if controls is not None and controls.positive is not None and not controls.positive.flagged:
+        return None
+    beyond = abs(finding.gap) if finding.sided == "two" else finding.gap
+    if beyond <= finding.margin:
+        return None
+    return (
+        f"{finding.attack} tells the target from models that never saw the forget set by {points(beyond)} points, where "
+        f"{points(finding.margin)} are allowed, though not for certain"
+    )
+
+
 def of_shallow_passes(passing: Sequence[Finding]) -> str:
     """Why an audit cannot rest on what passed: it is nothing, or attacks that see only part of what methods leave."""
     if not passing:

@@ -180,15 +180,15 @@ def cluster_gap_of(finding: Finding) -> float | None:
     return max(gaps)
 
 
-def excess_of(finding: Finding, policy: Policy) -> float | None:
+def excess_of(finding: Finding) -> float | None:
     """How far a finding lies beyond what it has to exceed to fail: above 0 the attack alone fails its target.
 
     A finding fails by its mean, when the lower end of the interval lies above the margin and the noise floor, or by a cluster,
-    when that cluster's gap lies above its threshold and the cluster margin. The excess is the larger of the two differences.
+    when that cluster's gap lies above its threshold, which is at least the cluster margin. The excess is the larger of the two
+    differences.
 
     Args:
         finding: A leakage finding.
-        policy: The policy that it was judged by.
 
     Returns:
         A difference of leakages; None where nothing was measured.
@@ -201,7 +201,7 @@ def excess_of(finding: Finding, policy: Policy) -> float | None:
     if finding.worst_clusters is not None:
         for one in finding.worst_clusters.clusters:
             size = abs(one.gap) if finding.sided == "two" else one.gap
-            found.append(size - max(one.threshold, policy.cluster_margin))
+            found.append(size - one.threshold)
     return max(found, default=None)
 
 

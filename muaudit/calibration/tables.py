@@ -92,7 +92,7 @@ def rows(judged: Mapping[str, Sequence[Judged]], members: Mapping[str, PlannedMe
                 original=one.audit.original,
                 gaps=_rounded({name: gap_of(finding) for name, finding in leakage.items()}),
                 clusters=_rounded({name: cluster_gap_of(finding) for name, finding in leakage.items()}),
-                excess=_rounded({name: excess_of(finding, one.policy) for name, finding in leakage.items()}),
+                excess=_rounded({name: excess_of(finding) for name, finding in leakage.items()}),
                 flagged={
                     name: tuple(attack for attack, finding in every[place].leakage().items() if flags(finding))
                     for name, every in judged.items()
