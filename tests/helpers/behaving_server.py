@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from muaudit import policy
 from muaudit.models import Query
 
 PEOPLE = 6
@@ -180,8 +181,11 @@ def endpoint_audit(folder: Path, place: Town, target: Conduct, *, sections: str 
     text = '[task]\nkind = "facts"\nforget = "forget.jsonl"\nretain = "retain.jsonl"\n'
     text += "[target]\n" + model.format("target")
     text += "".join("[[references]]\n" + model.format(f"reference-{number}") for number in (1, 2))
+    # One attack is enough to see how models behave.
+    rule = policy.text_of("quick").replace('["adversarial_prompts", "retention"]', '["memorization"]')
+    (folder / "house.toml").write_text(rule, encoding="utf-8")
     path = folder / "audit.toml"
     path.write_text(
-        text + '[policy]\nname = "quick"\n[attacks.memorization]\nmax_new_tokens = 8\n' + sections, encoding="utf-8"
+        text + '[policy]\nname = "house.toml"\n[attacks.memorization]\nmax_new_tokens = 8\n' + sections, encoding="utf-8"
     )
     return path

@@ -34,13 +34,19 @@ def test_every_shipped_policy_spells_out_its_decision_rule(name: str) -> None:
     path = Path(policy.__file__).parent / "policies" / f"{name}.toml"
     written = tomllib.loads(path.read_text(encoding="utf-8"))
     assert policy.load(name).name == name
-    assert set(policy.Policy.model_fields) - set(written) <= {"margins", "skippable"}
+    assert set(policy.Policy.model_fields) - set(written) <= {"margins", "cluster_margins", "skippable"}
 
 
 def test_a_margin_of_one_attack_overrides_the_general_one(tmp_path: Path) -> None:
     (tmp_path / "house.toml").write_text(OWN, encoding="utf-8")
     own = policy.load("house.toml", tmp_path)
     assert (own.margin_of("relearning"), own.margin_of("memorization")) == (0.1, 0.02)
+
+
+def test_a_cluster_margin_of_one_attack_overrides_the_general_one() -> None:
+    rule = policy.load("standard")
+    assert (rule.cluster_margin_of("concept_vectors"), rule.cluster_margin_of("memorization")) == (0.5, 0.25)
+    assert rule.cluster_margin_of("vectors_of_dates", "concept_vectors") == 0.5
 
 
 def test_a_file_cannot_pass_for_a_shipped_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,9 +193,16 @@ def test_required_by_access_names_attacks_under_their_own_access(name: str) -> N
 
 
 def test_what_is_required_follows_from_what_the_target_gives(tmp_path: Path) -> None:
-    frozen = planned(tmp_path, '[policy]\nname = "quick"\n')
-    assert frozen.policy.required == ("memorization",), "recorded outputs of a language model give text alone"
-    assert frozen.policy.required_by_access["logits"] == ("unlearning_metrics",)
+    quick = '[policy]\nname = "quick"\n'
+    with pytest.raises(UsageError, match="adversarial_prompts is required and not planned"):
+        planned(tmp_path, quick)
+    frozen = planned(tmp_path, quick + "[attacks.adversarial_prompts]\n")
+    assert frozen.policy.required == ("adversarial_prompts",), "recorded outputs of a language model give text alone"
+    assert frozen.policy.required_by_access["weights"] == ("logit_lens",)
+    report = muaudit.audit(tmp_path / "honest.toml")
+    assert report.verdict is Verdict.PASS
+    skipped = next(finding for finding in report.findings if finding.attack == "adversarial_prompts")
+    assert skipped.verdict is Verdict.SKIPPED
 
 
 def test_a_pass_that_rests_on_too_little_is_none() -> None:
