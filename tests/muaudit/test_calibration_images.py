@@ -1,6 +1,7 @@
 """A calibration of image generators, reduced: barely trained pipelines, of which nothing but the way through is looked at."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,15 @@ pytest.importorskip("diffusers")
 
 from safetensors.torch import load_file  # noqa: E402 - after the checks for torch and diffusers
 
+from muaudit import policy  # noqa: E402
 from muaudit.calibration import config, run  # noqa: E402
-from muaudit.testbed.diffusion import build  # noqa: E402
+from muaudit.testbed.diffusion import build, derived  # noqa: E402
 from muaudit.testbed.populations import population  # noqa: E402
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 SETTINGS = """
-policies = ["diffusion"]
+policies = ["house.toml"]
 
 [testbed]
 preset = "sketches"
@@ -61,6 +63,10 @@ def folder(sketches: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     folder, kept = tmp_path_factory.mktemp("calibration"), sketches["svc"].parents[1]
     for name in ("evaluators", "embedder"):
         shutil.copytree(kept / name, folder / "out" / "models" / name)
+    required = '"unlearndiffatk", "soft_prompt", "concept_inversion", '
+    rule = policy.text_of("diffusion")
+    assert required in rule
+    (folder / "house.toml").write_text(rule.replace(required, ""), encoding="utf-8")
     (folder / "calibration.toml").write_text(SETTINGS, encoding="utf-8")
     settings = config.load(folder / "calibration.toml")
     bed = build.PRESETS["sketches"]
@@ -74,6 +80,7 @@ def folder(sketches: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(build.PRESETS, "sketches", barely)
+        patch.setattr(derived, "Taught", partial(derived.Taught, steps=12))
         made = folder / "out" / "models"
         run.run(settings, lambda tell: population(settings.testbed, made, folder, jobs=1, progress=tell), folder)
     return folder
@@ -94,7 +101,7 @@ def test_every_kind_of_image_generator_is_audited(record: CalibrationRecord) -> 
     }  # fmt: skip
     assert {name for one in record.audits for name in one.gaps} == {"retention", "concept_relearning"}
     copies = {one.name for one in record.members if one.copied}
-    assert copies == {f"{name}-{how}" for name in ("retrain-1", "esd-weak-1") for how in ("4bit", "relearned")}
+    assert copies == {f"{name}-{how}" for name in ("retrain-1", "keyword-1") for how in ("4bit", "relearned")}
     assert all(one.robustness is not None for one in record.attacks)
     assert {(one.what, one.size) for one in record.power} == {("clusters", 10), ("references", 1)}
 

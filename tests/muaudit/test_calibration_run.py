@@ -162,7 +162,7 @@ def test_the_same_plan_gives_the_same_record(calibration: Path, record: Calibrat
 def test_policies_that_do_not_fit_say_why(record: CalibrationRecord) -> None:
     out = {one.policy: one.left_out for one in record.policies if one.left_out is not None}
     assert "adversarial_prompts is required and not planned" in out["strict"]
-    assert [one.policy for one in record.policies if one.left_out is None] == ["standard", "quick"]
+    assert [one.policy for one in record.policies if one.left_out is None] == ["standard"]
 
 
 def test_a_file_that_is_no_record_is_refused(record: CalibrationRecord) -> None:
