@@ -45,8 +45,8 @@ def test_a_margin_of_one_attack_overrides_the_general_one(tmp_path: Path) -> Non
 
 def test_a_cluster_margin_of_one_attack_overrides_the_general_one() -> None:
     rule = policy.load("standard")
-    assert (rule.cluster_margin_of("concept_vectors"), rule.cluster_margin_of("memorization")) == (0.5, 0.25)
-    assert rule.cluster_margin_of("vectors_of_dates", "concept_vectors") == 0.5
+    assert (rule.cluster_margin_of("concept_vectors"), rule.cluster_margin_of("memorization")) == (0.42, 0.25)
+    assert rule.cluster_margin_of("vectors_of_dates", "concept_vectors") == 0.42
 
 
 def test_a_file_cannot_pass_for_a_shipped_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
