@@ -120,7 +120,7 @@ def _attacks(measured: Sequence[AttackRates]) -> str:
             *(_area(one, which) for which in ("excess", "gap")),
             _alarm(one.false_alarm),
             *map(_rate, (one.passes, one.detection, one.gated)),
-            _number(one.robustness and one.robustness.harmonic),
+            _number(None if one.robustness is None else one.robustness.harmonic),
             _number(one.seconds, 1),
         ]
         for one in measured

@@ -63,4 +63,5 @@ def render_calibration(record: "CalibrationRecord", name: str) -> bytes:
         return record.canonical()
     if name not in ("html", "markdown"):
         raise UsageError(f"a calibration is not shown as {name}: give --format html, markdown or json")
-    return (calibration if name == "html" else calibration_markdown).render(record).encode()
+    text = calibration.render(record) if name == "html" else calibration_markdown.render(record)
+    return text.encode()

@@ -117,5 +117,13 @@ def test_init_writes_a_presets_own_policy(tmp_path: Path) -> None:
     settings = tomllib.loads((tmp_path / "audit.toml").read_text(encoding="utf-8"))
     assert (settings["preset"], settings["policy"]["name"]) == ("muse", "muse")
     assert set(load("muse").required) == set(preset.attacks("muse"))
-    for field in ("margin", "cluster_margin", "confidence", "equivalence_confidence", "noise_confidence", "margins"):
+    for field in (
+        "margin",
+        "cluster_margin",
+        "confidence",
+        "equivalence_confidence",
+        "noise_confidence",
+        "margins",
+        "cluster_margins",
+    ):
         assert getattr(load("muse"), field) == getattr(load("standard"), field)
