@@ -1,7 +1,7 @@
 """Rates, areas and correlations with their intervals: pure functions on numbers, which know nothing of attacks or models."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -77,9 +77,8 @@ def auc_interval(area: float, positives: int, negatives: int, confidence: float 
     return low, high
 
 
-def _crossing(excess: "object", start: float, end: float) -> float:
+def _crossing(excess: Callable[[float], float], start: float, end: float) -> float:
     """Where the excess turns negative on the way from one end of the range to the other, which is a root itself."""
-    assert callable(excess)  # noqa: S101 - of `auc_interval`
     return float(optimize.brentq(excess, start, end + (start - end) * 1e-9))
 
 
