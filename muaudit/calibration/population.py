@@ -10,8 +10,8 @@ RETRAIN, ORIGINAL, LEFT_IN, LADDER = "retrain", "original", "left in", "interpol
 """Groups that are no unlearning methods."""
 
 
-class Member(Frozen):
-    """A model whose truth is known.
+class Known(Frozen):
+    """What is known of a model, before or after there is one.
 
     Attributes:
         name: Its name in the population.
@@ -24,7 +24,6 @@ class Member(Frozen):
         original: The name of the original that its audits have for a positive control; None for any.
         copy_of: The member that it is a copy of, with its weights rounded or trained on.
         copied: How the copy was made.
-        model: Where it is.
     """
 
     name: str
@@ -36,6 +35,15 @@ class Member(Frozen):
     original: str | None = None
     copy_of: str | None = None
     copied: Copy | None = None
+
+
+class Member(Known):
+    """A model whose truth is known.
+
+    Attributes:
+        model: Where it is.
+    """
+
     model: ModelConfig
 
 

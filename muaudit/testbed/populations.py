@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from muaudit.calibration.config import TestbedConfig
-from muaudit.calibration.population import LADDER, LEFT_IN, ORIGINAL, RETRAIN, Member, Population
-from muaudit.calibration.record import Copy, Truth
+from muaudit.calibration.population import LADDER, LEFT_IN, ORIGINAL, RETRAIN, Known, Member, Population
+from muaudit.calibration.record import Copy
 from muaudit.config import ExamplesTask, FactsTask, ImagesTask, ShadowsConfig, TaskConfig
 from muaudit.errors import UsageError
 from muaudit.model_config import CausalLMConfig, ClassifierConfig, DiffusionConfig, GuardedConfig, ModelConfig
@@ -28,6 +28,9 @@ SHADOWS = 64
 
 COPIES = 4
 """Models of either truth that are copied where nothing else is said."""
+
+_COPIED: dict[str, Copy] = {"4bit": "four_bit", "relearned": "relearned"}
+"""How copies are made, by the end of their name."""
 
 _SHARES = {"one": 0.0, "tenth": 0.1, "half": 0.5}
 
@@ -121,27 +124,12 @@ def population(settings: TestbedConfig, out: Path, base: Path, *, jobs: int, pro
         bed=settings.preset,
         task=kind.task(paths, base),
         originals={name: model(name) for name in originals},
-        members=tuple(Member(**vars(one), model=model(one.name)) for one in wanted),
+        members=tuple(Member(**one.model_dump(), model=model(one.name)) for one in wanted),
         spare=model(_spare()),
     )
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """A member before there is a model of it."""
-
-    name: str
-    truth: Truth
-    group: str
-    strength: str = ""
-    share: float | None = None
-    seed: int = 0
-    original: str | None = None
-    copy_of: str | None = None
-    copied: Copy | None = None
-
-
-def _wanted(settings: TestbedConfig, kind: Family) -> Iterator[_Wanted]:
+def _wanted(settings: TestbedConfig, kind: Family) -> Iterator[Known]:
     """All models but copies."""
     schedules = kind.schedules if settings.schedules is None else settings.schedules
     _known("testbed.schedules", schedules, kind.schedules)
@@ -149,20 +137,21 @@ def _wanted(settings: TestbedConfig, kind: Family) -> Iterator[_Wanted]:
     for number in range(1, settings.never_saw + 1):
         schedule = turns[(number - 1) % len(turns)]
         name = f"retrain-{schedule}-{number}" if schedule else f"retrain-{number}"
-        yield _Wanted(name, "never_saw", RETRAIN, schedule, seed=number)
+        yield Known(name=name, truth="never_saw", group=RETRAIN, strength=schedule, seed=number)
     for seed in settings.seeds:
         yield from _of_seed(settings, kind, seed)
 
 
-def _of_seed(settings: TestbedConfig, kind: Family, seed: int) -> Iterator[_Wanted]:
+def _of_seed(settings: TestbedConfig, kind: Family, seed: int) -> Iterator[Known]:
     """A stratum: all that is made from one original, or has its number."""
     original = _numbered("original", seed)
-    yield _Wanted(original, "knows", ORIGINAL, share=1.0, seed=seed, original=original)
+    stratum: dict[str, Any] = {"seed": seed, "original": original}
+    yield Known(name=original, truth="knows", group=ORIGINAL, share=1.0, **stratum)
     shares = kind.left_in if settings.left_in is None else settings.left_in
     _known("testbed.left_in", shares, kind.left_in)
     for share in shares:
         name = _numbered(f"retrain-left-in-{share}", seed)
-        yield _Wanted(name, "knows", LEFT_IN, share, _SHARES[share], seed, original)
+        yield Known(name=name, truth="knows", group=LEFT_IN, strength=share, share=_SHARES[share], **stratum)
     methods = kind.methods if settings.methods is None else _spelled(settings.methods)
     gated = kind.gated if settings.gated is None else _spelled(settings.gated)
     _known("testbed.methods", methods, (*kind.methods, *kind.gated))
@@ -171,18 +160,18 @@ def _of_seed(settings: TestbedConfig, kind: Family, seed: int) -> Iterator[_Want
         for strength in settings.strengths:
             if strength == "default" or method in kind.strengths:
                 name = _numbered(method if strength == "default" else f"{method}-{strength}", seed)
-                yield _Wanted(name, "knows", method, strength, seed=seed, original=original)
+                yield Known(name=name, truth="knows", group=method, strength=strength, **stratum)
     for method in [one for one in gated if one not in methods]:
-        yield _Wanted(_numbered(method, seed), "gated", method, "default", seed=seed, original=original)
+        yield Known(name=_numbered(method, seed), truth="gated", group=method, strength="default", **stratum)
     rungs = (LADDER_SHARES if kind.derived else ()) if settings.interpolation is None else settings.interpolation
     if rungs and not kind.derived:
         raise UsageError("testbed.interpolation: models of this testbed cannot be interpolated; leave it out")
     for rung in rungs:
         name = _numbered(f"interpolated-{round(100 * rung)}", seed)
-        yield _Wanted(name, "ladder", LADDER, f"{rung:g}", rung, seed, original)
+        yield Known(name=name, truth="ladder", group=LADDER, strength=f"{rung:g}", share=rung, **stratum)
 
 
-def _copies(settings: TestbedConfig, kind: Family, members: Sequence[_Wanted]) -> Iterator[_Wanted]:
+def _copies(settings: TestbedConfig, kind: Family, members: Sequence[Known]) -> Iterator[Known]:
     """Copies of some models with 4-bit weights, and of the same after an epoch of relearning."""
     count = (COPIES if kind.derived else 0) if settings.copies is None else settings.copies
     if count and not kind.derived:
@@ -192,11 +181,9 @@ def _copies(settings: TestbedConfig, kind: Family, members: Sequence[_Wanted]) -
     default = [one for one in knowing if one.strength == "default"]
     for among in (honest, default or knowing):
         for one in among[:count]:
-            for suffix, copied in (("4bit", "four_bit"), ("relearned", "relearned")):
-                how: Literal["four_bit", "relearned"] = "four_bit" if copied == "four_bit" else "relearned"
-                yield _Wanted(
-                    f"{one.name}-{suffix}", one.truth, one.group, one.strength, one.share, one.seed, one.original, one.name, how
-                )
+            for suffix, copied in _COPIED.items():
+                changes = {"name": f"{one.name}-{suffix}", "copy_of": one.name, "copied": copied}
+                yield one.model_copy(update=changes)
 
 
 def _numbered(name: str, seed: int) -> str:

@@ -1,6 +1,6 @@
 """The decision rule: from measurements to findings, and from findings to a verdict."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -63,6 +63,31 @@ class World:
     def judge(self, leakage: NDArray[np.float64], *, sided: str = "one", name: str = "memorization") -> Finding:
         [finding] = compare(card(name, sided), measurement(leakage), self.references, self.original, POLICY, seed=7)
         return finding
+
+
+@pytest.mark.parametrize(
+    ("sided", "gap", "controls", "verdict"),
+    [
+        ("one", 0.06, True, Verdict.INCONCLUSIVE),
+        ("one", 0.04, True, Verdict.PASS),  # within its margin of .05
+        ("one", -0.06, True, Verdict.PASS),  # less than the references
+        ("two", -0.06, True, Verdict.INCONCLUSIVE),
+        ("one", 0.06, False, Verdict.PASS),  # it flags a reference: it has no say
+    ],
+)
+def test_an_undecided_finding_beyond_its_margin_stands_in_the_way_of_a_pass(
+    sided: Literal["one", "two"], gap: float, controls: bool, verdict: Verdict
+) -> None:
+    rule, world = POLICY.model_copy(update={"required": ("memorization",)}), World()
+    (passing,) = compare(card(), measurement(honest(world.rng)), world.references, None, rule, seed=1)
+    flagged = Control(model="reference 1", flagged=not controls, gap=0.0, interval=(-0.1, 0.1))
+    undecided = Finding(
+        attack="sleek", measures="leakage", verdict=Verdict.INCONCLUSIVE, reason="so", sided=sided, gap=gap, margin=0.05,
+        controls=Controls(positive=Control(model="original", flagged=True, gap=0.9, interval=(0.8, 1.0)), negative=(flagged,)),
+    )  # fmt: skip
+    found = conclude([passing, undecided], rule, references=3)
+    assert found.verdict is verdict
+    assert ("sleek tells the target from models that never saw" in found.reason) is (verdict is not Verdict.PASS)
 
 
 def test_an_audit_does_not_rest_on_informational_passes_alone() -> None:

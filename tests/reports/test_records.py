@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from muaudit import policy, registry
-from muaudit.calibration.record import CalibrationRecord
+from muaudit.calibration.record import AuditRow, CalibrationRecord
 from muaudit.reports import calibration_markdown, calibration_statement
 from muaudit.reports.keys import load_public
 from muaudit.version import VERSION
@@ -52,6 +54,34 @@ def test_the_document_has_the_record_s_tables(name: str) -> None:
     if os.environ.get("MUAUDIT_UPDATE"):
         path.write_text(expected, encoding="utf-8")
     assert path.read_text(encoding="utf-8") == expected, "the record changed: run this test with MUAUDIT_UPDATE=1"
+
+
+@family
+def test_the_record_s_numbers_follow_from_its_rows_by_other_libraries(name: str) -> None:
+    record = record_of(name)
+    first = record.policy.policy
+    kinds: dict[str, list[AuditRow]] = {truth: [] for truth in ("never_saw", "knows", "gated", "ladder")}
+    for audit in record.audits:
+        kinds[audit.truth].append(audit)
+        assert set(audit.flagged[first]) <= {attack for attack, excess in audit.excess.items() if excess > 0}
+    for rate, truth in ((record.policy.false_alarm, "never_saw"), (record.policy.detection, "knows")):
+        assert rate is not None
+        hits = sum(one.verdicts[first] == "fail" for one in kinds[truth])
+        exact = stats.binomtest(hits, len(kinds[truth])).proportion_ci(0.95, method="exact")
+        assert (rate.hits, rate.total) == (hits, len(kinds[truth]))
+        assert (rate.low, rate.high) == pytest.approx((exact.low, exact.high))
+    told = [*kinds["never_saw"], *kinds["knows"], *kinds["gated"]]
+    known = [audit.truth != "never_saw" for audit in told]
+    for attack in [one for one in record.attacks if one.gap is not None and one.excess is not None]:
+        have = [(audit, truth) for audit, truth in zip(told, known, strict=True) if attack.attack in audit.gaps]
+        for number, area in (("gaps", attack.gap), ("excess", attack.excess)):
+            scores = [getattr(audit, number)[attack.attack] for audit, _ in have]
+            assert area is not None
+            assert area.auc == pytest.approx(roc_auc_score([truth for _, truth in have], scores), abs=1e-9)
+    rungs = kinds["ladder"]
+    assert record.battery.ladder is not None
+    expected = stats.spearmanr([one.share for one in rungs], [max(one.gaps.values()) for one in rungs]).statistic
+    assert record.battery.ladder.value == pytest.approx(expected)
 
 
 @family
