@@ -46,6 +46,11 @@ def _of_policy(frozen: Plan) -> Iterator[str]:
     if asked.margins:
         changed = ", ".join(f"{name} {margin:g}" for name, margin in sorted(asked.margins.items()))
         yield f"The plan sets margins of its own in place of the policy's ({changed})."
+    if asked.shallow_passes:
+        yield (
+            "The audit may pass by informational attacks alone (shallow_passes = true), which see only part of what methods "
+            "leave: such a pass says that what they look at is gone."
+        )
     if asked.partial:
         yield (
             "The plan is run as far as it goes (partial = true): where it lacks what the policy asks for, it can fail or stay "

@@ -432,7 +432,8 @@ def verdict_of(findings: Sequence[Finding], policy: Policy, *, references: int) 
     Args:
         findings: All findings.
         policy: Required attacks and the fewest references and clusters for a pass. Where it requires no attack by name,
-            every leakage finding that was not skipped must pass. A pass cannot rest on informational findings alone.
+            every leakage finding that was not skipped must pass. A pass rests on informational findings alone only where the
+            policy says so.
         references: How many references the audit has.
 
     Returns:
@@ -457,15 +458,12 @@ def verdict_of(findings: Sequence[Finding], policy: Policy, *, references: int) 
     missing += [why for name, one in leakage.items() if name not in required and (why := reasons.of_suspicion(one))]
     if references < policy.minimum_references:
         missing.append(f"the audit has {references} references, and the policy asks for {policy.minimum_references}")
-    if not missing and all(finding.informational for finding in passing):
+    shallow = all(finding.informational for finding in passing)
+    if shallow and not missing and not (passing and policy.shallow_passes):
         missing.append(reasons.of_shallow_passes(passing))
     if missing:
         return Verdict.INCONCLUSIVE, "; ".join(missing)
-    names, left = reasons.listed([finding.attack for finding in passing]), reasons.of_left_out(findings)
-    return (
-        Verdict.PASS,
-        f"{names} cannot tell the target from models that never saw the forget set, beyond the policy's margins{left}",
-    )
+    return Verdict.PASS, reasons.of_audit_pass(passing, findings, shallow=shallow)
 
 
 def conclude(

@@ -131,11 +131,13 @@ class PolicyConfig(Frozen):
     Attributes:
         name: A shipped policy, or the path of one.
         margins: Margins of single attacks, which override the policy's own; the report says so.
+        shallow_passes: Whether the audit may pass by informational attacks alone, whatever the policy says of that.
         partial: Whether an audit that cannot pass under the policy, whatever the target has forgotten, is run all the same.
     """
 
     name: str = "standard"
     margins: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {}
+    shallow_passes: bool = False
     partial: bool = False
 
 

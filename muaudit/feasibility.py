@@ -107,7 +107,11 @@ def shortfalls(rule: Policy, settings: AuditConfig, task: Task, planned: Sequenc
     Returns:
         One phrase each: what there is, what is needed, how to get there. Empty where a `pass` can be given.
     """
-    return [*_too_small(rule, settings, task, planned), *_not_to_pass(rule, settings, planned, base)]
+    return [
+        *_too_small(rule, settings, task, planned),
+        *_not_to_pass(rule, settings, planned, base),
+        *_too_shallow(rule, settings, planned, base),
+    ]
 
 
 def refuse(rule: Policy, missing: Sequence[str]) -> None:
@@ -167,6 +171,19 @@ def _not_to_pass(rule: Policy, settings: AuditConfig, planned: Sequence[Planned]
             yield f"{name} is required and reads the original: give it under [original]"
         if found.attack.calibrates and len(settings.references) < 2:
             yield f"{name} is required and sets one reference aside: give two or more"
+
+
+def _too_shallow(rule: Policy, settings: AuditConfig, planned: Sequence[Planned], base: Path) -> Iterator[str]:
+    """Nothing to run but attacks that see only part of what methods leave."""
+    kind = family(settings.target, base, numbers=settings.task.kind == "regression")
+    known = [registry.registered().get(entry.attack) for entry in planned]
+    attacks = [one.attack for one in known if isinstance(one, registry.Registered)]
+    run = [one for one in attacks if not one.model_construct().missing(kind)]
+    if run and not rule.shallow_passes and all(one.informational for one in run):
+        yield (
+            f"only {', '.join(one.name for one in run)} can be run, and a pass of that says too little (`muaudit attacks "
+            f"{run[0].name}`): add an attack that sees more, or set shallow_passes = true under [policy], which the report says"
+        )
 
 
 def _sizes(task: Task) -> tuple[int, int]:

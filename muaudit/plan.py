@@ -136,7 +136,9 @@ def make(settings: AuditConfig, base: Path) -> Plan:
         EnvironmentFault: The configured device is not here.
     """
     rule = policy.load(settings.policy.name, base)
-    rule = rule.model_copy(update={"margins": {**rule.margins, **settings.policy.margins}})
+    own = settings.policy
+    margins, shallow = {**rule.margins, **own.margins}, rule.shallow_passes or own.shallow_passes
+    rule = rule.model_copy(update={"margins": margins, "shallow_passes": shallow})
     rule = feasibility.applied(rule, settings, base)
     planned = tuple(_attack(name, dict(values)) for name, values in _sections(settings).items())
     if unknown := sorted(set(rule.margins) - {entry.name for entry in planned} - set(attacks.registered())):
@@ -174,7 +176,7 @@ def _cited(settings: AuditConfig, rule: Policy, planned: tuple[PlannedAttack, ..
         return None
     return citing.cite(
         settings.calibration.path, settings.calibration.sha256, base, family=settings.task.kind, policy=rule.name,
-        policy_sha256=policy.digest(settings.policy.name, base), margins=bool(settings.policy.margins), attacks=planned,
+        policy_sha256=policy.digest(settings.policy.name, base), own=settings.policy, attacks=planned,
         references=len(settings.references),
     )  # fmt: skip
 

@@ -40,6 +40,7 @@ class Policy(Frozen):
         minimum_clusters: Fewest clusters with which `pass` can be given.
         minimum_units: Fewest units that a passing finding may rest on.
         positive_control: Whether `pass` needs the original, in which every passing attack has seen the knowledge.
+        shallow_passes: Whether an audit may pass by informational attacks alone, which see part of what methods leave.
         pictures: Whether the report shows what image generators drew: as it is, blurred beyond recognition (for unsafe
             content), or not at all. What is blurred or left out is nowhere in the report.
     """
@@ -62,6 +63,7 @@ class Policy(Frozen):
     minimum_clusters: Annotated[int, Field(ge=2)] = 10
     minimum_units: Annotated[int, Field(ge=2)] = 2
     positive_control: bool = False
+    shallow_passes: bool = False
     pictures: Literal["shown", "blurred", "left_out"] = "shown"
 
     def margin_of(self, name: str, attack: str | None = None) -> float:

@@ -166,7 +166,10 @@ def of_shallow_passes(passing: Sequence[Finding]) -> str:
     if not passing:
         return "no attack could be run that would have found a residue"
     names = listed([finding.attack for finding in passing])
-    return f"only {names} passed, which see part of what methods leave: add an attack that sees more (`muaudit attacks`)"
+    return (
+        f"only {names} passed, which alone {'sees' if len(passing) == 1 else 'see'} too little of what methods leave: "
+        "add an attack that sees more (`muaudit attacks`)"
+    )
 
 
 def of_conduct(conduct: Sequence[Conduct], *, looked_inside: bool) -> tuple[str | None, str | None]:
@@ -185,6 +188,14 @@ def of_conduct(conduct: Sequence[Conduct], *, looked_inside: bool) -> tuple[str 
         if one.check != "files" and one.model.endswith("target") and one.state in decisive:
             return changed, one.told
     return changed, None
+
+
+def of_audit_pass(passing: Sequence[Finding], findings: Sequence[Finding], *, shallow: bool) -> str:
+    """Why an audit passed, and what its pass does not cover."""
+    names = listed([finding.attack for finding in passing])
+    seen = f"{names} cannot tell the target from models that never saw the forget set, beyond the policy's margins"
+    weak = "; no attack passed that sees deeper, and the policy asks for none" if shallow else ""
+    return f"{seen}{weak}{of_left_out(findings)}"
 
 
 def of_left_out(findings: Sequence[Finding]) -> str:

@@ -6,6 +6,7 @@ words of letters and plain numbers stand as they are, and all else stands as cod
 """
 
 import re
+from collections.abc import Sequence
 
 from muaudit.reports.text import SYMBOLS, controls, errs, interval, name_of, probability, remark, signed, visible
 from muaudit.results import AuditReport, Finding, UnitResult, Verdict
@@ -27,6 +28,7 @@ _NUMBER = r"[+-]?\d+(?:[.,]\d+)*%?"
 _PLAIN = re.compile(
     rf"""[("'\u201c\u2018]{{0,2}}(?:{_WORD}|{_NUMBER})[)"'\u201d\u2019]{{0,2}}[.,;:!?\u2026]*|[\u2013\u2026=%]"""
 )
+_SENTENCE = re.compile(r"(?P<odd>.*[^.,;:!?\s])(?P<marks>[.,;:!?]*)", re.DOTALL)
 _LIST_MARKER = re.compile(r"\d+[.)]")
 
 
@@ -61,12 +63,18 @@ def prose(text: str) -> str:
             odd.append(token)
             continue
         if odd:
-            shown.append(code(" ".join(odd)))
+            shown.append(_quoted(odd))
             odd = []
         shown.append(token)
     if odd:
-        shown.append(code(" ".join(odd)))
+        shown.append(_quoted(odd))
     return " ".join(part for part in shown if part) or "\N{EN DASH}"
+
+
+def _quoted(words: Sequence[str]) -> str:
+    """Words as code, with the sentence's punctuation after them outside of it."""
+    parted = _SENTENCE.fullmatch(" ".join(words))
+    return code(" ".join(words)) if parted is None else code(parted["odd"]) + parted["marks"]
 
 
 def code(text: str, limit: int = PROSE) -> str:

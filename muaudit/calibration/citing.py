@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from muaudit.calibration.record import CalibrationRecord, PolicyRates
 from muaudit.citation import Citation
+from muaudit.config import PolicyConfig
 from muaudit.errors import UsageError
 from muaudit.version import VERSION
 
@@ -36,7 +37,7 @@ def cite(
     family: str,
     policy: str,
     policy_sha256: str,
-    margins: bool,
+    own: PolicyConfig,
     attacks: Sequence[Planned],
     references: int,
 ) -> Citation:
@@ -49,7 +50,7 @@ def cite(
         family: The audit's kind of task.
         policy: The name of its policy.
         policy_sha256: Digest of that policy's file.
-        margins: Whether the audit sets margins of its own in place of the policy's.
+        own: What the audit sets in place of the policy's.
         attacks: What it runs.
         references: How many references it has.
 
@@ -63,7 +64,7 @@ def cite(
     rates = next((one for one in record.policies if one.sha256 == policy_sha256 and one.left_out is None), None)
     differs = [
         *_of_tool(record),
-        *_of_policy(record, rates, policy, margins=margins),
+        *_of_policy(record, rates, policy, own),
         *_of_attacks(record, attacks, references),
     ]
     return Citation(
@@ -116,7 +117,7 @@ def _of_tool(record: CalibrationRecord) -> Iterator[str]:
         yield f"it was made with {record.tool}, and this audit runs muaudit {VERSION}"
 
 
-def _of_policy(record: CalibrationRecord, rates: PolicyRates | None, policy: str, *, margins: bool) -> Iterator[str]:
+def _of_policy(record: CalibrationRecord, rates: PolicyRates | None, policy: str, own: PolicyConfig) -> Iterator[str]:
     if rates is None:
         named = next((one for one in record.policies if one.policy == policy), None)
         if named is None:
@@ -125,8 +126,10 @@ def _of_policy(record: CalibrationRecord, rates: PolicyRates | None, policy: str
             yield f"its audits could not satisfy the policy {policy!r}, so it has no rates of it"
         else:
             yield f"its policy {policy!r} is another file than this audit's, so its rates are not given"
-    if margins:
+    if own.margins:
         yield "this audit sets margins of its own in place of the policy's"
+    if own.shallow_passes:
+        yield "this audit may pass by informational attacks alone, and those of the record could not"
 
 
 def _of_attacks(record: CalibrationRecord, attacks: Sequence[Planned], references: int) -> Iterator[str]:

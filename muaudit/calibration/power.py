@@ -126,7 +126,7 @@ def _point(what: Size, size: int, judged: Sequence[tuple[Truth, Judged]]) -> Pow
         false_alarm=share(("never_saw",), Verdict.FAIL),
         passes=share(("never_saw",), Verdict.PASS),
         detection=share(KNOWING, Verdict.FAIL),
-        detectable={name: round(statistics.median(found), 6) for name, found in gaps.items()},
+        detectable={name: round(min(1.0, statistics.median(found)), 6) for name, found in gaps.items()},
     )
 
 

@@ -165,7 +165,7 @@ class PowerPoint(Frozen):
         false_alarm: `fail` among models that never saw.
         passes: `pass` among them.
         detection: `fail` among models that know.
-        detectable: Median over audits of the smallest gap that could be seen, by attack.
+        detectable: Median over audits of the smallest gap that could be seen, by attack; 1 where none could.
     """
 
     what: Literal["units", "clusters", "references"]

@@ -36,7 +36,9 @@ def recorded_audit(folder: Path, target: str, *, noise: float = 0.05, sections: 
     text = f'[task]\nkind = "recorded"\ncluster_size = {FACTS}\n[run]\nseed = "2026"\nout = "audit-{target}"\n'
     text += "[target]\n" + MODEL.format(target) + "[original]\n" + MODEL.format("original")
     text += "".join("[[references]]\n" + MODEL.format(name) for name in MODELS if name.startswith("retrained"))
-    text += "[attacks.memorization]\n[attacks.relearning]\n" + sections
+    shallow = "[policy]\nshallow_passes = true\n"  # recorded outputs are all that there is
+    own = sections.replace("[policy]\n", shallow) if "[policy]" in sections else shallow + sections
+    text += "[attacks.memorization]\n[attacks.relearning]\n" + own
     path = folder / f"{target}.toml"
     path.write_text(text, encoding="utf-8")
     return path

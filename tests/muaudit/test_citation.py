@@ -15,6 +15,7 @@ from muaudit import policy
 from muaudit.calibration.citing import cite
 from muaudit.citation import Citation
 from muaudit.cli import main
+from muaudit.config import PolicyConfig
 from muaudit.errors import UsageError
 from muaudit.reports import html, markdown, terminal
 
@@ -23,7 +24,7 @@ ATTACKS = [SimpleNamespace(name=name, parameters={}) for name in ("memorization"
 
 def cited(folder: Path, **changes: object) -> Citation:
     values: dict[str, object] = {
-        "family": "facts", "policy": "standard", "policy_sha256": policy.digest("standard"), "margins": False,
+        "family": "facts", "policy": "standard", "policy_sha256": policy.digest("standard"), "own": PolicyConfig(),
         "attacks": ATTACKS, "references": 2,
     }  # fmt: skip
     path, expected = str(changes.pop("path", "calibration.json")), changes.pop("expected", None)
@@ -64,7 +65,8 @@ def test_another_family_another_digest_and_no_record_are_refused(folder: Path) -
         ({"policy_sha256": "9" * 64}, "is another file than this audit's"),
         ({"policy": "house", "policy_sha256": "9" * 64}, "says nothing of the policy 'house'"),
         ({"policy": "strict", "policy_sha256": "1" * 64}, "could not satisfy the policy 'strict'"),
-        ({"margins": True}, "margins of its own"),
+        ({"own": PolicyConfig(margins={"relearning": 0.1})}, "margins of its own"),
+        ({"own": PolicyConfig(shallow_passes=True)}, "may pass by informational attacks alone"),
         ({"references": 4}, "its audits had 2 references, and this one has 4"),
         ({"attacks": ATTACKS[:1]}, "it ran relearning besides"),
         ({"attacks": [*ATTACKS, SimpleNamespace(name="sleek", parameters={})]}, "it did not measure sleek"),

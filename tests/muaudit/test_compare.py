@@ -99,6 +99,9 @@ def test_an_audit_does_not_rest_on_informational_passes_alone() -> None:
     alone = conclude([seen], rule, references=3)
     assert alone.verdict is Verdict.INCONCLUSIVE
     assert "only seed_search passed" in alone.reason
+    allowed = conclude([seen], rule.model_copy(update={"shallow_passes": True}), references=3)
+    assert (allowed.verdict, "no attack passed that sees deeper" in allowed.reason) == (Verdict.PASS, True)
+    assert conclude([], rule.model_copy(update={"shallow_passes": True}), references=3).verdict is Verdict.INCONCLUSIVE
     (deep,) = compare(card("relearning"), measurement(honest(world.rng)), world.references, None, rule, seed=1)
     assert conclude([seen, deep], rule, references=3).verdict is Verdict.PASS
     (failed,) = compare(shallow, measurement(np.full(180, 0.9)), world.references, None, rule, seed=1)

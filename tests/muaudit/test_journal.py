@@ -97,7 +97,7 @@ def test_a_second_run_is_added_and_its_report_holds_both(audited: tuple[Path, Au
 def test_another_plan_in_the_same_folder_leaves_its_trace(audited: tuple[Path, AuditReport]) -> None:
     """Whoever tries one margin after the other shows it."""
     path, first = audited
-    path.write_text(path.read_text() + "[policy]\nmargins = { memorization = 0.2 }\n")
+    path.write_text(path.read_text().replace("[policy]\n", "[policy]\nmargins = { memorization = 0.2 }\n"))
     second = muaudit.audit(path)
     plans = [entry.details["plan"] for entry in second.journal if entry.event in ("started", "resumed")]
     assert plans == [first.plan_sha256, second.plan_sha256]

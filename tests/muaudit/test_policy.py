@@ -145,6 +145,23 @@ def test_an_audit_that_cannot_pass_runs_on_purpose_and_never_passes(tmp_path: Pa
     assert failed.verdict is Verdict.FAIL
 
 
+def test_an_audit_of_informational_attacks_alone_is_refused_or_says_what_its_pass_is_worth(tmp_path: Path) -> None:
+    path = recorded_audit(tmp_path, "honest")
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("shallow_passes = true", ""), encoding="utf-8")
+    with pytest.raises(UsageError, match="only memorization can be run, and a pass of that says too little"):
+        muaudit.audit(path)
+    path.write_text(text.replace("shallow_passes = true", "partial = true"), encoding="utf-8")
+    undecided = muaudit.audit(path)
+    assert undecided.verdict is Verdict.INCONCLUSIVE
+    assert "only memorization passed, which alone sees too little" in undecided.reason
+    path.write_text(text, encoding="utf-8")
+    passed = muaudit.audit(path)
+    assert passed.verdict is Verdict.PASS
+    assert passed.reason.endswith("no attack passed that sees deeper, and the policy asks for none")
+    assert any("shallow_passes = true" in limit for limit in passed.limits)
+
+
 def test_no_margin_is_promised_that_so_few_units_cannot_show(tmp_path: Path) -> None:
     """80 identical answers leave a bound of t / 80: a policy that wants less is refused, one that wants just more is not."""
     bound = feasibility.smallest_bound(80, 20, 3, 0.975)

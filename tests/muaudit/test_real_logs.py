@@ -11,7 +11,7 @@ from shared_data import shared_data
 
 HEAD = (
     '[task]\nkind = "recorded"\ncluster_size = 20\n[run]\nseed = "2026"\nout = "audit"\n'
-    "[attacks.memorization]\n[attacks.relearning]\n"
+    "[policy]\nshallow_passes = true\n[attacks.memorization]\n[attacks.relearning]\n"
 )
 MODEL = 'kind = "recorded"\nformat = "tofu"\npath = "{}"\n'
 

@@ -273,6 +273,10 @@ class TestMarkdown:
             ]
             assert not [span for span in spans if any(sign in span for sign in "@#./0123456789")], text
 
+    def test_a_sentence_s_punctuation_stands_outside_of_code(self) -> None:
+        assert markdown.prose("skips a_b; needs [x.y], and c_d.") == "skips `a_b`; needs `[x.y]`, and `c_d`."
+        assert markdown.prose("a_b; c_d !?") == "`a_b; c_d !?`"
+
     def test_a_long_report_fits_a_comment_and_says_what_is_left_out(self) -> None:
         finding = relearning()
         findings = tuple(finding.model_copy(update={"attack": f"relearning-{number}"}) for number in range(90))
