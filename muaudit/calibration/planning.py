@@ -1,6 +1,7 @@
 """The plan of a calibration: which audits are formed of which models, drawn and frozen before anything is measured."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -128,7 +129,7 @@ def digest_of(model: ModelConfig, base: Path) -> str:
 
 
 def draw(settings: CalibrationConfig, population: Population) -> Iterator[PlannedAudit]:
-    """Draws every audit's references, and its original where its target comes from none.
+    """Draws every audit's references: of its target's stratum, where strata are large enough to draw from.
 
     Args:
         settings: How many of which.
@@ -148,9 +149,12 @@ def draw(settings: CalibrationConfig, population: Population) -> Iterator[Planne
             f"{len(pool)} models never saw the forget set, and every audit compares one with {count} others: raise never_saw, "
             "or lower audits.references"
         )
-    originals = sorted(population.originals)
+    home = _strata(pool, sorted(population.originals))
+    apart = min(Counter(home.values()).values()) > 2 * most
     for member in population.members:
-        others = [name for name in pool if name not in (member.name, member.copy_of)]
+        original = member.original or home[member.copy_of or member.name]
+        stratum = [name for name in pool if home[name] == original] if apart else pool
+        others = [name for name in stratum if name not in (member.name, member.copy_of)]
         times = settings.audits.never_saw if member.truth == "never_saw" else settings.audits.knows
         rng = np.random.default_rng(compute.seed_of(settings.run.seed, "calibration", member.name))
         seen: set[frozenset[str]] = set()
@@ -161,8 +165,17 @@ def draw(settings: CalibrationConfig, population: Population) -> Iterator[Planne
                     f"{len(others)} models that never saw give fewer than {times} different sets of {count} references: raise "
                     "testbed.never_saw, or lower audits.never_saw and audits.knows"
                 )
-            original = member.original or originals[int(rng.integers(len(originals)))]
             yield PlannedAudit(target=member.name, references=chosen[:count], original=original, more=chosen[count:])
+
+
+def _strata(pool: Sequence[str], originals: Sequence[str]) -> dict[str, str]:
+    """The original that a retrain's audits have for a positive control.
+
+    What an attack prepares for one original has so to be measured only on a share of the retrains. Neighbours have different
+    schedules, so that a block holds all of them.
+    """
+    blocks = np.array_split(np.array(pool), len(originals))
+    return {str(name): original for original, block in zip(originals, blocks, strict=True) for name in block}
 
 
 def _drawn(

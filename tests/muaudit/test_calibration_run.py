@@ -170,3 +170,23 @@ def test_a_file_that_is_no_record_is_refused(record: CalibrationRecord) -> None:
     for change in ({"schema_version": "2"}, {"surprise": 1}, {"family": None}):
         with pytest.raises(UsageError, match="not a muaudit calibration record"):
             CalibrationRecord.from_json(json.dumps(value | change).encode())
+
+
+def test_strata_that_are_large_enough_have_retrains_of_their_own(calibration: Path) -> None:
+    from muaudit.calibration.population import Member
+    from muaudit.testbed.populations import population
+
+    settings = planning.seeded(config.load(calibration / "calibration.toml"), None, "")
+    assert settings.testbed is not None
+    bed = population(settings.testbed, calibration / "calibration" / "models", calibration, jobs=1)
+    model = bed.members[0].model
+    known = [Member(name=f"known-{one}", truth="knows", group="npo", original=one, model=model) for one in ("a", "b")]
+    for count, apart in ((18, True), (8, False)):
+        honest = [Member(name=f"retrain-{number}", truth="never_saw", group="retrain", model=model) for number in range(count)]
+        changes = {"members": (*honest, *known), "originals": {"a": model, "b": model}}
+        audits = list(planning.draw(settings, bed.model_copy(update=changes)))
+        used = {one: {name for audit in audits if audit.original == one for name in audit.references} for one in ("a", "b")}
+        assert used["a"].isdisjoint(used["b"]) is apart
+        homes = {audit.target: audit.original for audit in audits}
+        assert list(homes.values()).count("a") == list(homes.values()).count("b") == count // 2 + 1
+        assert len({(audit.target, audit.references) for audit in audits}) == len(audits)
