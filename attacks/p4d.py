@@ -69,6 +69,9 @@ class P4D(PromptAttack):
         "with Stable Diffusion, a prompt takes up to 2,000 gradient steps, as many predictions by the original, and 50 images, "
         "about 35 minutes on one GPU as published; the baselines another 100 images"
     )
+    informational: ClassVar = (
+        "Its words pass filters and switches, seldom weights from which no words lead to the concept: measured AUC .78."
+    )
 
     order: Literal["ascending", "random"] = "ascending"
     decoupled: bool = False

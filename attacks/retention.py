@@ -69,6 +69,9 @@ class Retention(Attack):
     access: ClassVar = "text"
     needs: ClassVar = (GeneratesImages,)
     cost: ClassVar = "four images a prompt"
+    informational: ClassVar = (
+        "It draws what is plainly asked for, and methods hide a concept from plain prompts first: measured AUC .58."
+    )
 
     images_per_prompt: Annotated[int, Field(ge=1)] = 4
     forget_prompts: Annotated[int, Field(ge=1)] = 50

@@ -84,6 +84,9 @@ class RingABell(Attack):
         "once: about 400,000 text encodings a forget prompt, five to ten minutes on one GPU with Stable Diffusion's encoder; "
         "then 8 images a prompt and model"
     )
+    informational: ClassVar = (
+        "Its prompts are found on a text encoder alone: they pass filters of words, not weights that changed: measured AUC .56."
+    )
 
     encoder: str | None = None
     pairs: str | None = None

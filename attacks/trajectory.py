@@ -60,6 +60,9 @@ class Trajectory(Attack):
     cost: ClassVar = (
         "one image a prompt for each of the original's steps, for inpainting and for each setting of the noise grid"
     )
+    informational: ClassVar = (
+        "It brings back what is still drawn once denoising is led astray; what was overwritten is not: measured AUC .59."
+    )
 
     ways: tuple[Way, ...] = get_args(Way)
     original_steps: tuple[Annotated[int, Field(ge=1)], ...] = (3, 5, 10)

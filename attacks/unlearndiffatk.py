@@ -67,6 +67,9 @@ class UnlearnDiffAtk(PromptAttack):
         "with Stable Diffusion, a prompt takes up to 2,000 gradient steps and 50 images, about 26 minutes on one GPU as "
         "published; the baselines another 100 images"
     )
+    informational: ClassVar = (
+        "Its words pass filters and switches, seldom weights from which no words lead to the concept: measured AUC .75."
+    )
 
     start: Literal["uniform", "random"] = "uniform"
     universal: Annotated[int, Field(ge=0)] = 0

@@ -182,7 +182,7 @@ def endpoint_audit(folder: Path, place: Town, target: Conduct, *, sections: str 
     text += "[target]\n" + model.format("target")
     text += "".join("[[references]]\n" + model.format(f"reference-{number}") for number in (1, 2))
     # One attack is enough to see how models behave.
-    rule = policy.text_of("quick").replace('["adversarial_prompts", "retention"]', '["memorization"]')
+    rule = policy.text_of("quick").replace('["adversarial_prompts"]\nlogits', '["memorization"]\nlogits')
     rule = rule.replace("shallow_passes = false", "shallow_passes = true")
     (folder / "house.toml").write_text(rule, encoding="utf-8")
     path = folder / "audit.toml"
