@@ -215,7 +215,7 @@ def test_what_is_required_follows_from_what_the_target_gives(tmp_path: Path) -> 
         planned(tmp_path, quick)
     frozen = planned(tmp_path, quick + "[attacks.adversarial_prompts]\n")
     assert frozen.policy.required == ("adversarial_prompts",), "recorded outputs of a language model give text alone"
-    assert frozen.policy.required_by_access["weights"] == ("logit_lens",)
+    assert frozen.policy.required_by_access["training"] == ("concept_relearning",), "an attack on image generators"
     report = muaudit.audit(tmp_path / "honest.toml")
     assert report.verdict is Verdict.PASS
     skipped = next(finding for finding in report.findings if finding.attack == "adversarial_prompts")
