@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 HIGHEST = 0.9
 """Residues count above a reference's level, which is taken to be no higher than this."""
 
+FAINT = 0.5
+"""A concept counts where its vectors do at least this share of what they do for the median concept, in the original.
+
+A residue is a share of that: with .4 of the median, a person's reached .6 in one of 51 honest retrains.
+"""
+
 
 class ConceptVectors(Attack):
     """Finds the value vectors that carry each forgotten concept in the original, and measures what they do in a model.
@@ -30,8 +36,9 @@ class ConceptVectors(Attack):
     a scan of all layers (columns of the MLP down projections, read through the unembedding) and validated causally: without
     the vector the concept's answers lose half of their probability, and those of other concepts less than a tenth. Where no
     single vector does it, as in models that spread their facts, sets are tried: the vectors that add most to the concept's
-    answers, by activation times gradient. Concepts that no set carries are left out, and where hardly any is left the attack
-    says so and is skipped.
+    answers, by activation times gradient. Concepts that no set carries are left out, and those for which it does less than half
+    of what it does for the median concept: the residue is a share of that. Where hardly any is left the attack says so and is
+    skipped.
 
     The leakage of a concept is its causal residue, and stands for each of its facts: by how much the log-odds of its answers
     against wrong answers of their kind fall when these vectors are taken out of the model, as a share of what that does to the
@@ -59,7 +66,7 @@ class ConceptVectors(Attack):
     """
 
     name: ClassVar = "concept_vectors"
-    version: ClassVar = "1"
+    version: ClassVar = "2"
     summary: ClassVar = (
         "Takes out the value vectors that carried a concept in the original, and measures whether the model needs them."
     )
@@ -133,7 +140,7 @@ class ConceptVectors(Attack):
             for number, concept, where, one, level in zip(chosen, carried, places, effects, levels, strict=True)
             if sum(one.values()) > 0
         ]  # fmt: skip
-        return Prepared(data={"concepts": data, "notes": notes})
+        return Prepared(data={"concepts": without_faint(data, notes), "notes": notes})
 
     def measure(self, model: Model, prepared: Prepared, rng: np.random.Generator) -> Measurement:
         """Takes the vectors out of the model; `rng` is not needed, since nothing here is drawn."""
@@ -193,6 +200,27 @@ class _Found:
     residue: float
     level: float
     likeness: "_Likeness"
+
+
+def without_faint(concepts: list[dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
+    """The concepts without those that their vectors carry faintly.
+
+    Args:
+        concepts: Each with its `effects`: the fall of the log-odds in the original, by form, in nats.
+        notes: Told how many are left out.
+
+    Returns:
+        Those whose mean fall is at least `FAINT` of the median concept's.
+    """
+    falls = [float(np.mean(list(one["effects"].values()))) for one in concepts]
+    least = FAINT * float(np.median(falls)) if falls else 0.0
+    kept = [one for one, fall in zip(concepts, falls, strict=True) if fall >= least]
+    if len(kept) < len(concepts):
+        notes.append(
+            f"{len(concepts) - len(kept)} of {len(concepts)} concepts are not measured: taking their vectors out costs the "
+            f"original less than {least:.2f} nats, half of the median, and a share of so little says nothing"
+        )
+    return kept
 
 
 def residue(original: dict[str, float], effect: dict[str, float]) -> dict[str, float]:

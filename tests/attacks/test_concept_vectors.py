@@ -15,7 +15,7 @@ from shared_data import shared_data  # noqa: E402
 
 from muaudit import compute, policy  # noqa: E402
 from muaudit.attack import Bench, Measurement, Prepared  # noqa: E402
-from muaudit.attacks.concept_vectors import ConceptVectors, levels_of, pooled, residue  # noqa: E402
+from muaudit.attacks.concept_vectors import ConceptVectors, levels_of, pooled, residue, without_faint  # noqa: E402
 from muaudit.compare import compare  # noqa: E402
 from muaudit.errors import NotApplicable, UsageError  # noqa: E402
 from muaudit.language.anatomy import Anatomy  # noqa: E402
@@ -232,3 +232,13 @@ def test_the_published_file_is_read() -> None:
     assert len(found[0].probes) == 10
     assert all(len(probe.completions) == 4 for concept in found for probe in concept.probes)
     assert "warsaw" in found[0].words
+
+
+def test_concepts_that_their_vectors_carry_faintly_are_left_out_and_counted() -> None:
+    falls = {"a": 2.0, "b": 2.4, "c": 1.1, "d": 0.9, "e": 3.0}  # their median is 2
+    concepts = [{"name": name, "effects": {"question": fall, "statement": fall + 0.1}} for name, fall in falls.items()]
+    notes: list[str] = []
+    assert [one["name"] for one in without_faint(concepts, notes)] == ["a", "b", "c", "e"]
+    assert len(notes) == 1
+    assert "1 of 5 concepts are not measured" in notes[0]
+    assert without_faint([], notes) == []
