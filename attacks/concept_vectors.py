@@ -79,9 +79,6 @@ class ConceptVectors(Attack):
     reads_original: ClassVar = True
     calibrates: ClassVar = True
     cost: ClassVar = "once, some dozens of forward passes a concept on the original; then two passes a probe on each model"
-    informational: ClassVar = (
-        "A residue reaches .6 in models that never saw, where the vectors did little in the original: measured AUC .90."
-    )
 
     concepts: str | None = None
     forms: Annotated[int, Field(ge=0)] = 2
