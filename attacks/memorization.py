@@ -44,7 +44,7 @@ class Memorization(Attack):
     access: ClassVar = "text"
     needs: ClassVar = ((ScoresText, GeneratesText),)
     cost: ClassVar = "a few forward passes a fact, and one greedy answer"
-    informational: ClassVar = "It asks plainly, and what is hidden is not said so: measured AUC .84; strong methods pass it."
+    informational: ClassVar = "Plain questions do not reach what a method only hides: measured AUC .84; strong methods pass it."
 
     deciding: Literal["answer", "knowledge", "verbatim"] = "answer"
     shots: Annotated[int, Field(ge=0)] = 0
