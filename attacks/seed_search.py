@@ -34,7 +34,7 @@ class SeedSearch(Attack):
     access: ClassVar = "text"
     needs: ClassVar = (GeneratesImages,)
     cost: ClassVar = "40 images a forget prompt and model; with Stable Diffusion about two minutes a prompt on one GPU"
-    informational: ClassVar = "More seeds of plain prompts show little that one does not: measured AUC .65."
+    informational: ClassVar = "More seeds of plain prompts show little that one does not: measured AUC .64."
 
     seeds: Annotated[int, Field(ge=1)] = 40
 

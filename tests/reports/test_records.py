@@ -4,6 +4,7 @@ After a new record: `MUAUDIT_UPDATE=1 pytest tests/reports/test_records.py` writ
 """
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,8 @@ def test_attacks_that_see_little_are_informational_and_none_errs_too_often(name:
         found = registry.find(record.config["attacks"].get(one.attack, {}).get("attack", one.attack))
         assert isinstance(found, registry.Registered)
         assert found.attack.informational or one.gap is None or one.gap.auc >= 0.9, one.attack
+        if one.gap is not None and (told := re.search(r"measured AUC (\.\d\d)", found.attack.informational)):
+            assert float(told[1]) == pytest.approx(one.gap.auc, abs=0.006), f"{one.attack}: its card tells another area"
 
 
 def test_the_quick_policy_is_the_smallest_battery() -> None:
