@@ -132,14 +132,15 @@ class Wanted(Frozen):
 def wanted(name: str, units: Sequence[str] = (), testbed: Testbed | None = None) -> Wanted:
     """What a model's name means.
 
-    `original`; `reference-2`; `retrain`, another honest retrain; `retrain-left-in-half`, which saw half of the forget prompts'
-    images (also `one` and `tenth`); `retrain-long`, by another of the testbed's schedules; `shadow-1`; or a method's name, such
-    as `esd`, with `-weak` or `-strong` for its use at another of the testbed's strengths. A number at the end is a seed:
-    `esd-3` is made from `original-3`. What is made of finished models (`esd-3-4bit`) `muaudit.testbed.derived` reads.
+    `original`; `reference-2`; `retrain`, another honest retrain; `retrain-left-in-half`, which saw half of the concept's
+    images all the same (also `one` and `tenth`); `retrain-long`, by another of the testbed's schedules; `shadow-1`; or a
+    method's name, such as `esd`, with `-weak` or `-strong` for its use at another of the testbed's strengths. A number at the
+    end is a seed: `esd-3` is made from `original-3`. What is made of finished models (`esd-3-4bit`) `muaudit.testbed.derived`
+    reads.
 
     Args:
         name: The name.
-        units: The forget prompts' ids, in order; needed for `left-in`.
+        units: Names of the concept's training images, in order; needed for `left-in`.
         testbed: Whose schedules and strengths there are; none without it.
 
     Returns:
@@ -169,6 +170,12 @@ def wanted(name: str, units: Sequence[str] = (), testbed: Testbed | None = None)
     )
 
 
+def forgotten(world: World) -> list[str]:
+    """Names of all training images of the forgotten concept, in order; the forget prompts ask about some of them."""
+    rows = world.parts["training"]
+    return [data.image_name(world, int(row)) for row in rows[world.labels[rows] == world.digit]]
+
+
 def build(
     testbed: Testbed, out: Path, models: Sequence[str], *, jobs: int = 2, progress: Progress | None = None
 ) -> dict[str, Path]:
@@ -190,7 +197,7 @@ def build(
     """
     made_of, names = derived.planned(models)
     world = make_world(testbed.population)
-    units = [one.id for one in make_prompts(world)["forget"]]
+    units = forgotten(world)
     asked = [wanted(name, units, testbed) for name in names]
     originals = [source for model in asked if (source := model.source)]
     every = {model.name: model for model in [*originals, *asked]}

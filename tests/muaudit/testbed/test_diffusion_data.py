@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from muaudit.diffusion.prompt_encoder import PromptEncoder  # noqa: E402
 from muaudit.errors import UsageError  # noqa: E402
-from muaudit.testbed.diffusion.build import halves  # noqa: E402
+from muaudit.testbed.diffusion.build import PRESETS, forgotten, halves, wanted  # noqa: E402
 from muaudit.testbed.diffusion.data import (  # noqa: E402
     ALIASES,
     NAMES,
@@ -181,6 +181,15 @@ def test_shadow_models_see_each_image_half_of_the_time(world: World) -> None:
     assert (keep.sum(0) == 2).all()
     assert 40 < keep[0].sum() < 108
     assert len({row.tobytes() for row in keep}) == 4
+
+
+@pytest.mark.parametrize(("share", "count"), [("one", 1), ("tenth", 15), ("half", 77)])
+def test_a_share_of_all_that_is_forgotten_is_left_in(world: World, share: str, count: int) -> None:
+    names = forgotten(world)
+    assert {place_of(name) for name in names} == set(world.rows(forgotten=True)) - set(world.rows(forgotten=False))
+    chosen = wanted(f"retrain-left-in-{share}", names, PRESETS["sketches"]).parameters["left_in"]
+    assert len(chosen) == count
+    assert set(chosen) <= set(names)
 
 
 @pytest.mark.parametrize(
