@@ -50,6 +50,10 @@ class ConceptInversion(Attack):
         "two textual inversions a concept, restart and model; at the published 5,000 steps with Stable Diffusion two to four "
         "hours each on one GPU, most of it within the first 1,000"
     )
+    informational: ClassVar = (
+        "Its word leads only to what the weights still draw, and in honest retrains to something like the concept, too: "
+        "measured AUC .88."
+    )
 
     vectors: Annotated[int, Field(ge=1)] = 1
     names: dict[str, tuple[str, ...]] = {}

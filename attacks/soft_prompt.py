@@ -43,6 +43,10 @@ class SoftPrompt(Attack):
         "2,000 forward and backward passes a prompt and model, unless universal: with Stable Diffusion two to four minutes a "
         "prompt on one GPU"
     )
+    informational: ClassVar = (
+        "Its vectors lead only to what the weights still draw; after methods that change those, a little training brings back "
+        "far more: measured AUC .86."
+    )
 
     vectors: Annotated[int, Field(ge=1)] = 8
     universal: bool = False

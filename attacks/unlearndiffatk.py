@@ -68,7 +68,7 @@ class UnlearnDiffAtk(PromptAttack):
         "published; the baselines another 100 images"
     )
     informational: ClassVar = (
-        "Its words pass filters and switches, seldom weights from which no words lead to the concept: measured AUC .76."
+        "Its words pass filters and switches, seldom weights from which no words lead to the concept: measured AUC .78."
     )
 
     start: Literal["uniform", "random"] = "uniform"

@@ -19,7 +19,7 @@ from muaudit.version import VERSION
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECORDS = DOCS / "records"
-FAMILIES = {"language": "facts"}
+FAMILIES = {"language": "facts", "images": "text_to_image"}
 """Records by folder, with the kind of task."""
 
 family = pytest.mark.parametrize("name", FAMILIES)
@@ -104,8 +104,10 @@ def test_models_that_know_are_not_passed(name: str) -> None:
     knowing = {one.target for one in record.audits if one.truth in ("knows", "gated")}
     assert len(knowing) >= 60
     assert "pass" not in audits(record, "knows", "gated")
+    assert record.battery.gap is not None
     assert record.battery.excess is not None
-    assert record.battery.excess.auc >= 0.99
+    assert record.battery.gap.auc >= 0.99
+    assert record.battery.excess.auc >= {"language": 0.99, "images": 0.94}[name]
 
 
 @family
@@ -131,9 +133,13 @@ def test_attacks_that_see_little_are_informational_and_none_errs_too_often(name:
             assert float(told[1]) == pytest.approx(one.gap.auc, abs=0.006), f"{one.attack}: its card tells another area"
 
 
+AHEAD = {"language": set[str](), "images": {"concept_inversion"}}
+"""What the smallest battery has and `quick` does not: so it detects 3 points less than the whole (docs/validity.md)."""
+
+
 def test_the_quick_policy_is_the_smallest_battery() -> None:
     required = {name for names in policy.load("quick").required_by_access.values() for name in names}
     for name in FAMILIES:
         record = record_of(name)
         measured = {one.attack for one in record.attacks if one.left_out is None}
-        assert required & measured == set(record.batteries[-1].attacks), name
+        assert required & measured | AHEAD[name] == set(record.batteries[-1].attacks), name
