@@ -207,7 +207,8 @@ def wanted(name: str, people: Sequence[str] = (), testbed: Testbed | None = None
     """
     if name == BASE:
         return Wanted(name=name, method=BASE)
-    found = None if testbed is None else kinds.read(name, people, testbed.schedules, testbed.strengths)
+    clusters = [(person,) for person in people]
+    found = None if testbed is None else kinds.read(name, clusters, testbed.schedules, testbed.strengths)
     if found is not None:
         return Wanted(name=name, **found)
     methods = {method.replace("_", "-"): method for method in METHODS}

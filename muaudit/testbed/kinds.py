@@ -49,7 +49,7 @@ _LEFT_IN, _SCHEDULED = 3_000, 10_000
 
 def read(
     name: str,
-    people: Sequence[str],
+    clusters: Sequence[Sequence[str]],
     schedules: Mapping[str, object],
     strengths: Mapping[str, Mapping[str, dict[str, Any]]],
 ) -> dict[str, Any] | None:
@@ -57,7 +57,7 @@ def read(
 
     Args:
         name: A model's name.
-        people: The forgotten clusters, in order.
+        clusters: The forgotten clusters, in order: for each, what a retrain is told to have it left in.
         schedules: The testbed's other schedules, by name.
         strengths: Parameters by method and strength.
 
@@ -65,11 +65,11 @@ def read(
         Method, parameters, seed and schedule; None where the name is of no such kind.
 
     Raises:
-        UsageError: A share is asked for and there are no people.
+        UsageError: A share is asked for and there are no clusters.
     """
     spelled = name.replace("_", "-")
     if match := re.fullmatch(rf"retrain-left-in-({'|'.join(SHARES)})(?:-(\d+))?", spelled):
-        return left_in(match[1], int(match[2] or 0), people)
+        return left_in(match[1], int(match[2] or 0), clusters)
     if schedules and (match := re.fullmatch(rf"retrain-({'|'.join(map(re.escape, schedules))})(?:-(\d+))?", spelled)):
         seed = _SCHEDULED * (1 + list(schedules).index(match[1])) + int(match[2] or 0)
         return {"method": "retrain", "seed": seed, "schedule": match[1]}
@@ -80,18 +80,18 @@ def read(
     return None
 
 
-def left_in(share: str, number: int, people: Sequence[str]) -> dict[str, Any]:
-    """A retrain that saw a share of the forgotten people, drawn by its number.
+def left_in(share: str, number: int, clusters: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """A retrain that saw a share of the forgotten clusters, drawn by its number.
 
     Raises:
-        UsageError: There are no people.
+        UsageError: There are no clusters.
     """
-    if not people:
+    if not clusters:
         raise UsageError(
             f"model 'retrain-left-in-{share}': this testbed has no forgotten clusters to leave in; ask for another"
         )
-    count = max(1, math.floor(SHARES[share] * len(people) + 0.5))
-    drawn = random.Random(f"left in {share} {number}").sample(range(len(people)), count)  # noqa: S311 - repeatable, not secret
-    chosen = tuple(people[place] for place in sorted(drawn))
+    count = max(1, math.floor(SHARES[share] * len(clusters) + 0.5))
+    drawn = random.Random(f"left in {share} {number}").sample(range(len(clusters)), count)  # noqa: S311 - repeatable, not secret
+    chosen = tuple(part for place in sorted(drawn) for part in clusters[place])
     seed = _LEFT_IN + 100 * list(SHARES).index(share) + number
     return {"method": "retrain", "parameters": {"left_in": chosen}, "seed": seed}

@@ -129,18 +129,18 @@ class Wanted(Frozen):
         return out / SHADOWS / self.name if self.method == _SHADOW else out / self.name
 
 
-def wanted(name: str, units: Sequence[str] = (), testbed: Testbed | None = None) -> Wanted:
+def wanted(name: str, clusters: Sequence[Sequence[str]] = (), testbed: Testbed | None = None) -> Wanted:
     """What a model's name means.
 
-    `original`; `reference-2`; `retrain`, another honest retrain; `retrain-left-in-half`, which saw half of the concept's
-    images all the same (also `one` and `tenth`); `retrain-long`, by another of the testbed's schedules; `shadow-1`; or a
-    method's name, such as `esd`, with `-weak` or `-strong` for its use at another of the testbed's strengths. A number at the
-    end is a seed: `esd-3` is made from `original-3`. What is made of finished models (`esd-3-4bit`) `muaudit.testbed.derived`
-    reads.
+    `original`; `reference-2`; `retrain`, another honest retrain; `retrain-left-in-half`, which saw the concept's images
+    on half of the forms all the same (also `one` and `tenth`); `retrain-long`, by another of the testbed's schedules;
+    `shadow-1`; or a method's name, such as `esd`, with `-weak` or `-strong` for its use at another of the testbed's strengths.
+    A number at the end is a seed: `esd-3` is made from `original-3`. What is made of finished models (`esd-3-4bit`)
+    `muaudit.testbed.derived` reads.
 
     Args:
         name: The name.
-        units: Names of the concept's training images, in order; needed for `left-in`.
+        clusters: The concept's training images, form by form; needed for `left-in`.
         testbed: Whose schedules and strengths there are; none without it.
 
     Returns:
@@ -149,7 +149,7 @@ def wanted(name: str, units: Sequence[str] = (), testbed: Testbed | None = None)
     Raises:
         UsageError: The name means nothing.
     """
-    found = None if testbed is None else kinds.read(name, units, testbed.schedules, testbed.strengths)
+    found = None if testbed is None else kinds.read(name, clusters, testbed.schedules, testbed.strengths)
     if found is not None:
         return Wanted(name=name, **found)
     methods = {method.replace("_", "-"): method for method in METHODS}
@@ -170,10 +170,23 @@ def wanted(name: str, units: Sequence[str] = (), testbed: Testbed | None = None)
     )
 
 
-def forgotten(world: World) -> list[str]:
-    """Names of all training images of the forgotten concept, in order; the forget prompts ask about some of them."""
+def forms(world: World) -> list[int]:
+    """Where in the order of the images a form begins.
+
+    Thirteen people wrote the digits on printed forms, each form beginning with two or three rows from 0 to 9. The images stand
+    form by form, so that these rows, of which a digit may be missing, tell one hand from the next.
+
+    Returns:
+        Places of the first images, rising.
+    """
+    return [found.start() for found in re.finditer("0?123456(?:7?8?9?0?123456)+", "".join(map(str, world.labels)))]
+
+
+def forgotten(world: World) -> list[list[str]]:
+    """Names of all training images of the forgotten concept, form by form; the forget prompts ask about some of them."""
     rows = world.parts["training"]
-    return [data.image_name(world, int(row)) for row in rows[world.labels[rows] == world.digit]]
+    pages = np.split(rows, np.searchsorted(rows, forms(world)[1:]))
+    return [[data.image_name(world, int(row)) for row in page[world.labels[page] == world.digit]] for page in pages]
 
 
 def build(
@@ -197,8 +210,8 @@ def build(
     """
     made_of, names = derived.planned(models)
     world = make_world(testbed.population)
-    units = forgotten(world)
-    asked = [wanted(name, units, testbed) for name in names]
+    clusters = forgotten(world)
+    asked = [wanted(name, clusters, testbed) for name in names]
     originals = [source for model in asked if (source := model.source)]
     every = {model.name: model for model in [*originals, *asked]}
     with one_thread():

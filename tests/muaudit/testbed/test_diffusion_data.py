@@ -16,7 +16,9 @@ from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from muaudit.diffusion.prompt_encoder import PromptEncoder  # noqa: E402
 from muaudit.errors import UsageError  # noqa: E402
-from muaudit.testbed.diffusion.build import PRESETS, forgotten, halves, wanted  # noqa: E402
+from muaudit.testbed import folders  # noqa: E402
+from muaudit.testbed.diffusion import build as building  # noqa: E402
+from muaudit.testbed.diffusion.build import PRESETS, Wanted, build, forgotten, forms, halves, wanted  # noqa: E402
 from muaudit.testbed.diffusion.data import (  # noqa: E402
     ALIASES,
     NAMES,
@@ -183,13 +185,37 @@ def test_shadow_models_see_each_image_half_of_the_time(world: World) -> None:
     assert len({row.tobytes() for row in keep}) == 4
 
 
-@pytest.mark.parametrize(("share", "count"), [("one", 1), ("tenth", 15), ("half", 77)])
-def test_a_share_of_all_that_is_forgotten_is_left_in(world: World, share: str, count: int) -> None:
-    names = forgotten(world)
+def test_a_form_is_one_person_s_hand(world: World) -> None:
+    """Which form an image is on is told by the order of the digits alone; its nearest neighbour is mostly on the same one."""
+    starts = forms(world)
+    assert len(starts) == 14
+    assert set(np.diff([*starts, len(world.labels)])) <= set(range(122, 131))
+    threes = np.flatnonzero(world.labels == world.digit)
+    page = np.searchsorted(starts, threes, side="right")
+    apart = np.square(world.images[threes, None] - world.images[None, threes]).sum((2, 3, 4))
+    np.fill_diagonal(apart, np.inf)
+    assert np.mean(page[apart.argmin(0)] == page) > 0.5
+    assert np.bincount(page).max() < 0.1 * len(page)
+
+
+@pytest.mark.parametrize(("share", "count"), [("one", 1), ("tenth", 1), ("half", 7)])
+def test_a_share_of_all_forms_is_left_in(world: World, share: str, count: int) -> None:
+    clusters = forgotten(world)
+    names = {name for cluster in clusters for name in cluster}
     assert {place_of(name) for name in names} == set(world.rows(forgotten=True)) - set(world.rows(forgotten=False))
-    chosen = wanted(f"retrain-left-in-{share}", names, PRESETS["sketches"]).parameters["left_in"]
-    assert len(chosen) == count
-    assert set(chosen) <= set(names)
+    assert min(map(len, clusters)) == 9
+    chosen = set(wanted(f"retrain-left-in-{share}", clusters, PRESETS["sketches"]).parameters["left_in"])
+    whole = [cluster for cluster in clusters if chosen.issuperset(cluster)]
+    assert len(whole) == count
+    assert chosen == {name for cluster in whole for name in cluster}
+
+
+def test_a_build_leaves_in_whole_forms(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Wanted] = []
+    monkeypatch.setattr(folders, "make", lambda missing, *_, **__: made.extend(missing))
+    monkeypatch.setattr(building, "_evaluators", lambda *_: {})
+    build(PRESETS["sketches"], tmp_path, ["retrain-left-in-half"])
+    assert made == [wanted("retrain-left-in-half", forgotten(world), PRESETS["sketches"])]
 
 
 @pytest.mark.parametrize(
