@@ -52,7 +52,7 @@ class ConceptInversion(Attack):
     )
     informational: ClassVar = (
         "Its word leads only to what the weights still draw, and in honest retrains to something like the concept, too: "
-        "measured AUC .88."
+        "measured AUC .86."
     )
 
     vectors: Annotated[int, Field(ge=1)] = 1

@@ -70,7 +70,7 @@ class P4D(PromptAttack):
         "about 35 minutes on one GPU as published; the baselines another 100 images"
     )
     informational: ClassVar = (
-        "Its words pass filters and switches, seldom weights from which no words lead to the concept: measured AUC .74."
+        "Its words pass filters and switches, seldom weights from which no words lead to the concept: measured AUC .75."
     )
 
     order: Literal["ascending", "random"] = "ascending"

@@ -70,7 +70,7 @@ class Retention(Attack):
     needs: ClassVar = (GeneratesImages,)
     cost: ClassVar = "four images a prompt"
     informational: ClassVar = (
-        "It draws what is plainly asked for, and methods hide a concept from plain prompts first: measured AUC .64."
+        "It draws what is plainly asked for, and methods hide a concept from plain prompts first: measured AUC .65."
     )
 
     images_per_prompt: Annotated[int, Field(ge=1)] = 4

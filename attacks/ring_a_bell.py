@@ -85,7 +85,7 @@ class RingABell(Attack):
         "then 8 images a prompt and model"
     )
     informational: ClassVar = (
-        "Its prompts are found on a text encoder alone: they pass filters of words, not weights that changed: measured AUC .70."
+        "Its prompts are found on a text encoder alone: they pass filters of words, not weights that changed: measured AUC .71."
     )
 
     encoder: str | None = None

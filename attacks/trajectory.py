@@ -61,7 +61,7 @@ class Trajectory(Attack):
         "one image a prompt for each of the original's steps, for inpainting and for each setting of the noise grid"
     )
     informational: ClassVar = (
-        "It brings back what is still drawn once denoising is led astray; what was overwritten is not: measured AUC .64."
+        "It brings back what is still drawn once denoising is led astray; what was overwritten is not: measured AUC .65."
     )
 
     ways: tuple[Way, ...] = get_args(Way)

@@ -105,9 +105,17 @@ def test_models_that_know_are_not_passed(name: str) -> None:
     assert len(knowing) >= 60
     assert "pass" not in audits(record, "knows", "gated")
     assert record.battery.gap is not None
-    assert record.battery.excess is not None
     assert record.battery.gap.auc >= 0.99
-    assert record.battery.excess.auc >= {"language": 0.99, "images": 0.94}[name]
+
+
+SHORT = "gaps of .3 to .6 stay open with three references and after Holm's correction over ten attacks (docs/validity.md)"
+
+
+@pytest.mark.parametrize("name", ["language", pytest.param("images", marks=pytest.mark.xfail(strict=True, reason=SHORT))])
+def test_what_a_battery_is_sure_of_tells_models_apart_too(name: str) -> None:
+    excess = record_of(name).battery.excess
+    assert excess is not None
+    assert excess.auc >= 0.99
 
 
 @family
@@ -133,13 +141,9 @@ def test_attacks_that_see_little_are_informational_and_none_errs_too_often(name:
             assert float(told[1]) == pytest.approx(one.gap.auc, abs=0.006), f"{one.attack}: its card tells another area"
 
 
-AHEAD = {"language": set[str](), "images": {"concept_inversion"}}
-"""What the smallest battery has and `quick` does not: so it detects 3 points less than the whole (docs/validity.md)."""
-
-
-def test_the_quick_policy_is_the_smallest_battery() -> None:
-    required = {name for names in policy.load("quick").required_by_access.values() for name in names}
-    for name in FAMILIES:
-        record = record_of(name)
-        measured = {one.attack for one in record.attacks if one.left_out is None}
-        assert required & measured | AHEAD[name] == set(record.batteries[-1].attacks), name
+@family
+def test_the_quick_policy_is_the_smallest_battery(name: str) -> None:
+    record = record_of(name)
+    required = {attack for names in policy.load("quick").required_by_access.values() for attack in names}
+    measured = {one.attack for one in record.attacks if one.left_out is None}
+    assert required & measured == set(record.batteries[-1].attacks)
