@@ -31,7 +31,7 @@ from muaudit.version import VERSION
 
 LIBRARIES = (
     "numpy", "scipy", "torch", "transformers", "tokenizers", "peft", "rouge-score", "opacus", "scikit-learn", "skops",
-    "onnxruntime", "adversarial-robustness-toolbox", "diffusers", "torchmetrics",
+    "onnxruntime", "adversarial-robustness-toolbox", "diffusers", "torchmetrics", "textattack",
 )  # fmt: skip
 """Libraries whose version can change a measurement."""
 

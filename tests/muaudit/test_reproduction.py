@@ -12,7 +12,9 @@ import rfc8785
 from recorded_logs import recorded_audit
 from sample import sample_report
 
+from muaudit.doctor import EXTRAS
 from muaudit.errors import VerificationError
+from muaudit.plan import LIBRARIES
 from muaudit.reproduction import rebuild
 from muaudit.results import AuditReport
 
@@ -93,6 +95,11 @@ def test_other_versions_are_told_and_get_a_tolerance(audited: Path, tmp_path: Pa
     strict = muaudit("reproduce", path, *options, "--tolerance", "0.001", "--out", tmp_path / "b", cwd=audited)
     assert strict.returncode == 1
     assert answers(strict)["memorization", "leakage"] == "differs"
+
+
+def test_a_plan_tells_the_version_of_every_library_that_computes() -> None:
+    carriers = {"safetensors", "openai", "pyarrow", "ray", "distributed"}  # they read files, ask servers and spread work
+    assert set(EXTRAS) - carriers <= set(LIBRARIES)
 
 
 def test_other_models_are_refused_before_anything_runs(audited: Path, tmp_path: Path) -> None:
