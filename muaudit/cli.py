@@ -203,7 +203,8 @@ def doctor(as_json: bool) -> None:
 
 _TESTBEDS = (
     "small", "standard", "lineage", "corrupted",
-    "digits", "digits-cnn", "digits-resnet", "digits-class", "digits-groups", "tables", "regression", "canaries", "poisoned",
+    "digits", "digits-cnn", "digits-resnet", "digits-class", "digits-groups", "writers", "tables", "regression", "canaries",
+    "poisoned",
     "sketches",
 )  # fmt: skip
 

@@ -20,7 +20,8 @@ MODELS = ("original", *REFERENCES, HONEST, SUPPRESSED)
 """What the demo trains."""
 
 CLASSIFIERS = (
-    "digits", "digits-cnn", "digits-resnet", "digits-class", "digits-groups", "tables", "regression", "canaries", "poisoned",
+    "digits", "digits-cnn", "digits-resnet", "digits-class", "digits-groups", "writers", "tables", "regression", "canaries",
+    "poisoned",
 )  # fmt: skip
 """Presets of `muaudit.testbed.classification.build`; the others are of language models."""
 

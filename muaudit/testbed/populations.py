@@ -203,7 +203,7 @@ def _known(key: str, names: Sequence[str], known: Sequence[str]) -> None:
         raise UsageError(f"{key} names {unknown[0]!r}, which this testbed does not have; known: {', '.join(known)}")
 
 
-CLASSIFIERS = ("digits", "digits-cnn", "digits-resnet", "digits-class", "digits-groups", "tables", "poisoned")
+CLASSIFIERS = ("digits", "digits-cnn", "digits-resnet", "digits-class", "digits-groups", "writers", "tables", "poisoned")
 """Presets of classifiers; those of numbers and of canaries have audits of another kind."""
 
 EXACT = ("retrain", "do-nothing", "sisa", "differentially-private", "dp2unlearning")
@@ -281,11 +281,11 @@ def _classifiers(preset: str) -> Family:
         return ExamplesTask(kind="classification", **sets)
 
     return Family(
-        schedules=(),
-        left_in=(),
-        derived=False,
+        schedules=tuple(bed.schedules),
+        left_in=tuple(_SHARES) if bed.population.by == "group" else (),
+        derived=True,
         methods=tuple(name for name in methods if name not in EXACT),
-        strengths=(),
+        strengths=tuple(name.replace("_", "-") for name in bed.strengths),
         gated=(),
         build=lambda out, names, jobs, told: classification.build(bed, out, names, jobs=jobs, progress=told),
         task=task,

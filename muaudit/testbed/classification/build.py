@@ -68,18 +68,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import nn
 
 from muaudit import compute, examples
 from muaudit.errors import UsageError
-from muaudit.models.classifier import open_network
 from muaudit.results import Frozen
-from muaudit.testbed import folders
+from muaudit.testbed import derived, folders, kinds
 from muaudit.testbed.classification import data
+from muaudit.testbed.classification import derived as derived_classifiers
 from muaudit.testbed.classification import method as methods
 from muaudit.testbed.classification.boundary_shrink import BoundaryShrink
 from muaudit.testbed.classification.data import Population, make_task, write_task
 from muaudit.testbed.classification.datamodel_matching import DatamodelMatching
+from muaudit.testbed.classification.derived import opened
 from muaudit.testbed.classification.differentially_private import DifferentiallyPrivate
 from muaudit.testbed.classification.do_nothing import DoNothing
 from muaudit.testbed.classification.dp2unlearning import DP2Unlearning
@@ -120,6 +120,8 @@ class Testbed(Frozen):
         population: The examples.
         recipe: Architecture and training of every model; without normalisation, so that no model's inputs depend on others'.
         methods: Parameters of a method, by its name; what is not given stands as in its class.
+        schedules: Other ways to train a retrain, by name: what they change of the recipe.
+        strengths: Parameters of a weak and of a strong use of a method, by its name, beside those of `methods`.
     """
 
     __test__: ClassVar[bool] = False  # pytest takes a class of this name for tests
@@ -127,7 +129,32 @@ class Testbed(Frozen):
     population: Population
     recipe: TorchRecipe
     methods: dict[str, dict[str, Any]] = {}
+    schedules: dict[str, dict[str, Any]] = {}
+    strengths: dict[str, dict[str, dict[str, Any]]] = {}
 
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "long": {"steps": 800},
+    "small-batches": {"batch_size": 24, "learning_rate": 0.05},
+    "slow": {"learning_rate": 0.1, "steps": 600},
+    "decayed": {"weight_decay": 5e-4},
+}
+"""How else retrains are trained: what is changed of the recipe."""
+
+STRENGTHS: dict[str, dict[str, dict[str, Any]]] = {
+    "fine_tune": {"weak": {"steps": 33}, "strong": {"steps": 200}},
+    "gradient_ascent": {"weak": {"steps": 8}, "strong": {"steps": 48}},
+    "random_label": {"weak": {"steps": 33}, "strong": {"steps": 200}},
+    "salun": {"weak": {"steps": 33}, "strong": {"steps": 200}},
+    "selective_synaptic_dampening": {"weak": {"alpha": 3.0}, "strong": {"alpha": 0.8}},
+    "influence": {"weak": {"learning_rate": 2e-3}, "strong": {"learning_rate": 1.2e-2}},
+    "boundary_shrink": {"weak": {"steps": 5}, "strong": {"steps": 30}},
+    "scrub": {"weak": {"steps": 40, "max_steps": 7}, "strong": {"steps": 240, "max_steps": 40}},
+    "datamodel_matching": {"weak": {"steps": 200}, "strong": {"steps": 1200}},
+    "label_agnostic": {"weak": {"steps": 10}, "strong": {"steps": 60}},
+    "sharpness_aware": {"weak": {"steps": 27}, "strong": {"steps": 160}},
+}
+"""Parameters of every approximate method's weak and strong use: a third of the steps, or of what counts, and twice that."""
 
 _MLP = TorchRecipe(architecture="mlp", hidden=(256,), steps=400, learning_rate=0.2, normalise=False)
 _CNN = TorchRecipe(architecture="cnn", width=8, steps=400, learning_rate=0.1, normalise=False)
@@ -167,6 +194,12 @@ PRESETS: dict[str, Testbed] = {
         },
     ),
     "digits-groups": Testbed(population=Population(by="group"), recipe=_MLP),
+    "writers": Testbed(
+        population=Population(by="group", forget=180, retain=300, holdout=360, group_size=6),
+        recipe=_MLP,
+        schedules=SCHEDULES,
+        strengths=STRENGTHS,
+    ),
     "tables": Testbed(population=Population(source="breast_cancer", forget=90, retain=190, holdout=280), recipe=_MLP),
     "regression": Testbed(
         population=Population(source="diabetes", forget=70, retain=150, holdout=220),
@@ -185,8 +218,9 @@ PRESETS: dict[str, Testbed] = {
     ),
 }
 """Named testbeds: `digits` for most, in three architectures; a class, groups of examples (writers) or poisoned images to
-forget; tables, and numbers to predict; and canaries, for audits of differential privacy. What is set beside the methods' own
-defaults is what forgets at least part there and leaves the rest of use."""
+forget; many small groups, for calibrations (`writers`); tables, and numbers to predict; and canaries, for audits of
+differential privacy. What is set beside the methods' own defaults is what forgets at least part there and leaves the rest of
+use."""
 
 
 class Wanted(Frozen):
@@ -197,12 +231,14 @@ class Wanted(Frozen):
         method: Name of its method; None for the original.
         parameters: Of the method, beside the testbed's.
         seed: Of its training; an unlearned model is made from the original of the same seed.
+        schedule: Of a retrain: one of the testbed's schedules; its own where it is None.
     """
 
     name: str
     method: str | None
     parameters: dict[str, Any] = {}
     seed: int = 0
+    schedule: str | None = None
 
     @property
     def source(self) -> "Wanted | None":
@@ -212,15 +248,19 @@ class Wanted(Frozen):
         return wanted(f"original-{self.seed}" if self.seed else "original")
 
 
-def wanted(name: str) -> Wanted:
+def wanted(name: str, clusters: Sequence[str] = (), testbed: Testbed | None = None) -> Wanted:
     """What a model's name means.
 
-    `original`; `reference-2`; `retrain`, another honest retrain; or a method's name, such as `fine-tune`. A number at the end
-    is a seed: `fine-tune-3` is made from `original-3`. The methods that claim differential privacy take the claim as well:
-    `differentially-private-epsilon-4`.
+    `original`; `reference-2`; `retrain`, another honest retrain; `retrain-left-in-half`, which saw half of the forgotten
+    clusters all the same (also `one` and `tenth`); `retrain-long`, by another of the testbed's schedules; or a method's name,
+    such as `fine-tune`, with `-weak` or `-strong` for its use at another of the testbed's strengths. A number at the end is a
+    seed: `fine-tune-3` is made from `original-3`. The methods that claim differential privacy take the claim as well:
+    `differentially-private-epsilon-4`. What is made of finished models (`fine-tune-3-4bit`) `muaudit.testbed.derived` reads.
 
     Args:
         name: The name.
+        clusters: The forgotten clusters, in order; needed for `left-in`.
+        testbed: Whose schedules and strengths there are; none without it.
 
     Returns:
         The model's description. References and retrains never share a seed.
@@ -228,6 +268,9 @@ def wanted(name: str) -> Wanted:
     Raises:
         UsageError: The name means nothing.
     """
+    found = None if testbed is None else kinds.read(name, [(one,) for one in clusters], testbed.schedules, testbed.strengths)
+    if found is not None:
+        return Wanted(name=name, **found)
     methods = {method.replace("_", "-"): method for method in METHODS}
     spelled = "|".join(["original", "reference", *methods])
     match = re.fullmatch(rf"({spelled})(?:-epsilon-(\d+(?:\.\d+)?))?(?:-(\d+))?", name.replace("_", "-"))
@@ -267,7 +310,9 @@ def build(
         UsageError: A name means nothing, or a folder in the way is not a testbed's.
     """
     task = make_task(testbed.population)
-    asked = [wanted(name) for name in models]
+    made_of, names = derived.planned(models)
+    clusters = list(dict.fromkeys(task.forget.clusters))
+    asked = [wanted(name, clusters, testbed) for name in names]
     originals = [source for model in asked if (source := model.source)]
     every = {model.name: model for model in [*originals, *asked]}
     paths = write_task(task, out)
@@ -277,7 +322,14 @@ def build(
         # A process takes longer to start than a few models to train.
         processes = min(jobs, len(missing) // 8)
         folders.make(missing, partial(_make, testbed, out), processes=processes, progress=progress)
-    return paths | {name: out / name for name in every}
+    workshop = derived_classifiers.Workshop(testbed.population, testbed.recipe)
+    derived.build(made_of, out, workshop, jobs=jobs, progress=progress)
+    return paths | {name: out / name for name in (*every, *(one.name for one in made_of))}
+
+
+def _scheduled(testbed: Testbed, model: Wanted) -> TorchRecipe:
+    """The recipe as a model is to be trained by it."""
+    return testbed.recipe.model_copy(update=testbed.schedules.get(model.schedule or "", {}))
 
 
 @cache
@@ -287,7 +339,8 @@ def _code(method: str | None) -> str:
     made = "".join(inspect.getsource(function) for function in (_make, _module))
     files = [Path(str(module.__file__)) for module in modules]
     if method is not None:
-        files += [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.name != Path(__file__).name]
+        others = (Path(__file__).name, "derived.py")
+        files += [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.name not in others]
     sources = b"".join(path.read_bytes() for path in files)
     versions = [metadata.version(name) for name in ("torch", "numpy", "scipy", "scikit-learn", "opacus")]
     return hashlib.sha256(sources + f"{made}{versions}".encode()).hexdigest()
@@ -295,8 +348,9 @@ def _code(method: str | None) -> str:
 
 def _key(testbed: Testbed, model: Wanted) -> str:
     """Digest of everything that a model is made from."""
-    settings = testbed.model_dump(mode="json", exclude={"methods"}) | {"method": testbed.methods.get(model.method or "")}
-    parts = [settings, model.model_dump(mode="json", exclude={"name"}), _code(model.method)]
+    settings = testbed.model_dump(mode="json", include={"population"}) | {"method": testbed.methods.get(model.method or "")}
+    made = model.model_dump(mode="json", exclude={"name", "schedule"})
+    parts = [settings, _scheduled(testbed, model).model_dump(mode="json"), made, _code(model.method)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -310,7 +364,7 @@ def _make(testbed: Testbed, out: Path, model: Wanted) -> str:
 
 def _module(testbed: Testbed, model: Wanted, out: Path, folder: Path) -> None:
     """Makes one model and writes it, with what is claimed of it."""
-    task, recipe = make_task(testbed.population), testbed.recipe
+    task, recipe = make_task(testbed.population), _scheduled(testbed, model)
     rows = np.isin(np.arange(len(task.pool)), task.rows("retain"))
     network, claim = recipe.network(task.pool), None
     if model.method is None:
@@ -331,8 +385,3 @@ def _module(testbed: Testbed, model: Wanted, out: Path, folder: Path) -> None:
     save_network(module, network, folder, saved)
     if claim:
         (folder / CLAIM).write_bytes(claim.canonical() + b"\n")
-
-
-def opened(folder: Path) -> nn.Module:
-    """Opens a model of a testbed, in evaluation mode."""
-    return open_network(folder, None, folder, "float32").module

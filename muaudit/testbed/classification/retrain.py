@@ -10,21 +10,29 @@ from muaudit.testbed.classification.method import Situation, Training, fitted
 
 
 class Retrain(Training):
-    """Trains on the retain set alone, from another start."""
+    """Trains on the retain set alone, from another start.
+
+    Attributes:
+        left_in: Clusters of the forget set that are trained on all the same: a retrain that is not what it claims to be.
+    """
 
     name: ClassVar[str] = "retrain"
     source: ClassVar[str] = "exact by construction"
     opens_original: ClassVar[bool] = False
 
+    left_in: tuple[str, ...] = ()
+
     def apply(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int) -> nn.Module:
         """Trains on the retain set; the forget set only tells how many classes there are."""
         pool = Examples.joined([forget, retain])
-        return fitted(self.known_recipe(), pool, np.arange(len(pool)) >= len(forget), seed)
+        rows = np.isin(pool.clusters, self.left_in) | (np.arange(len(pool)) >= len(forget))
+        return fitted(self.known_recipe(), pool, rows, seed)
 
     def unlearn(self, situation: Situation) -> nn.Module:
         """Trains on the retain set, as references are trained: the original is not opened."""
         pool = situation.task.pool
         rows = np.isin(np.arange(len(pool)), situation.task.rows("retain"))
+        rows[situation.task.rows("forget")] = np.isin(situation.task.forget.clusters, self.left_in)
         return fitted(self.within(situation).known_recipe(), pool, rows, situation.seed)
 
 
