@@ -135,7 +135,7 @@ class Testbed(Frozen):
 
 SCHEDULES: dict[str, dict[str, Any]] = {
     "long": {"steps": 800},
-    "small-batches": {"batch_size": 24, "learning_rate": 0.05},
+    "small-batches": {"batch_size": 24, "learning_rate": 0.05, "steps": 1100},
     "slow": {"learning_rate": 0.1, "steps": 600},
     "decayed": {"weight_decay": 5e-4},
 }
